@@ -1,0 +1,48 @@
+"""Django's ORM in asyncio, unchanged and without threads: `await greenorm.run(fn)`."""
+
+from __future__ import annotations
+
+import sysconfig as _sysconfig
+
+if _sysconfig.get_config_var("Py_GIL_DISABLED"):
+    raise ImportError(
+        "greenorm does not support free-threaded builds of Python: greenlet is known to crash on them. "
+        "Use a build with the GIL (python3.14, not python3.14t)."
+    )
+
+from .api import await_, gather, in_run, pool_stats, run
+from .blocks import atomic, connection, iterate
+from .decorator import awaitable
+from .errors import (
+    Abandoned,
+    BlockingBackend,
+    GreenormError,
+    NotInRun,
+    OpenTransaction,
+    SharedScope,
+    StaleCursor,
+)
+from .pool import PoolStats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Abandoned",
+    "BlockingBackend",
+    "GreenormError",
+    "NotInRun",
+    "OpenTransaction",
+    "PoolStats",
+    "SharedScope",
+    "StaleCursor",
+    "__version__",
+    "atomic",
+    "await_",
+    "awaitable",
+    "connection",
+    "gather",
+    "in_run",
+    "iterate",
+    "pool_stats",
+    "run",
+]

@@ -1,0 +1,124 @@
+"""The calls: `run`, `await_`, `gather` and `pool_stats`, written with the bridge, the scopes and Django's public names.
+
+The blocks that span several awaits are in `blocks`, what decorates a helper in `decorator`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+
+from asgiref.sync import iscoroutinefunction
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from . import bridge, scope
+from .bridge import in_run
+from .errors import NotInRun, OpenTransaction
+
+if TYPE_CHECKING:
+    from .backends.mixin import AwaitableMixin
+    from .pool import PoolStats
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def run(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run the sync callable `fn` in a greenlet of this task, and return its value or raise its exception.
+
+    Awaited: every query, commit and connect of `fn` on a greenorm alias, and what it hands to `await_`; other tasks
+    run meanwhile. No thread is used. A connection is borrowed at the first query and given back at the end, unless
+    the task has `atomic()` or `connection()` open, which this joins. Cancelling stops the running statement on the
+    server and raises CancelledError in `fn`, where it waits. Raises TypeError where `fn` is no sync callable.
+    """
+    _refuse_what_is_not_sync(fn)
+    return await scope.work(functools.partial(fn, *args, **kwargs))
+
+
+def _refuse_what_is_not_sync(fn: object) -> None:
+    if getattr(fn, "sync", None) is not None:
+        return
+    if inspect.iscoroutine(fn):
+        fn.close()
+        raise TypeError(f"run() takes a sync function, not the coroutine of {fn.__qualname__}(): write `await` before it")
+    if inspect.isawaitable(fn):
+        raise TypeError(f"run() takes a sync function, not an awaitable {type(fn).__name__}: write `await` before it")
+    if iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn):
+        name = getattr(fn, "__qualname__", repr(fn))
+        raise TypeError(
+            f"run() takes a sync function, but {name} is async: write `await {name}(...)`, "
+            f"or in sync code inside a run `greenorm.await_({name}(...))`"
+        )
+    if not callable(fn):
+        hint = "list(...)" if isinstance(fn, Iterable) else "..."
+        raise TypeError(f"run() takes a sync function, not {type(fn).__name__}: write `run(lambda: {hint})`")
+
+
+def await_(awaitable: Awaitable[T]) -> T:
+    """Wait, in sync code inside a run, for any awaitable, and return its value or raise its exception.
+
+    Awaited: `awaitable`, by the task that called `run`; other tasks run meanwhile. A connection with no transaction
+    and no open cursor is lent to others for that time, unless `connection()` keeps it. Raises NotInRun outside of a
+    run (the coroutine is closed) and TypeError for what cannot be awaited.
+    """
+    return scope.wait_for(awaitable) if in_run() else bridge.await_(awaitable)
+
+
+def gather(*fns: Callable[[], Any]) -> list[Any]:
+    """Run several sync callables at once, from sync code inside a run, each on a connection of its own.
+
+    Awaited: all of them, as many at a time as the pool of the default alias has connections; other tasks run
+    meanwhile. Returns their results in order. The first error is raised when all others have been cancelled and have
+    ended. Raises OpenTransaction inside a transaction, and NotInRun outside of a run (async code has asyncio.gather).
+    """
+    if not in_run():
+        raise NotInRun(
+            "greenorm.gather() was called outside of a run. In async code write "
+            "`await asyncio.gather(greenorm.run(f), greenorm.run(g))`; plain sync code calls them one after another."
+        )
+    for fn in fns:
+        _refuse_what_is_not_sync(fn)
+    mine: scope.Scope = bridge.carried()
+    for alias, wrapper in mine.wrappers.items():
+        if scope.in_transaction(wrapper):
+            raise OpenTransaction(
+                f"greenorm.gather() was called inside a transaction on {alias!r}, which its functions could neither "
+                "see nor take part in. Call it before or after the atomic block, or call the functions one by one."
+            )
+    if not fns:
+        return []
+    limit = getattr(connections[DEFAULT_DB_ALIAS], "async_pool", None)
+    return await_(_gather(fns, limit.options.limit if limit is not None else len(fns)))
+
+
+async def _gather(fns: tuple[Callable[[], Any], ...], limit: int) -> list[Any]:
+    slots = asyncio.Semaphore(limit)
+
+    async def one(fn: Callable[[], Any]) -> Any:
+        async with slots:
+            return await run(fn)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(fn)) for fn in fns]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def pool_stats(using: str | None = None) -> PoolStats:
+    """Return the figures of the running event loop's pool for an alias. Waits for nothing.
+
+    Raises RuntimeError where no loop is running, and ImproperlyConfigured for an alias that is not greenorm's.
+    """
+    alias = using or DEFAULT_DB_ALIAS
+    wrapper = connections.create_connection(alias)
+    if not getattr(wrapper, "can_await", False):
+        raise ImproperlyConfigured(
+            f"The database alias {alias!r} has no greenorm pool: its ENGINE is {wrapper.settings_dict['ENGINE']!r}."
+        )
+    return cast("AwaitableMixin", wrapper).async_pool.stats()

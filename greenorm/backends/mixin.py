@@ -1,0 +1,333 @@
+"""What makes a DatabaseWrapper of Django's PostgreSQL backend wait through the bridge.
+
+`AwaitableMixin` goes before any wrapper class that derives from Django's own. Inside a run its `pool` is the pool
+of the event loop, and so Django's own code borrows, configures and closes; outside of a run nothing differs.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Callable
+from functools import wraps
+from inspect import isawaitable
+from typing import Any
+
+from asgiref.sync import async_to_sync
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+from django.db.backends.postgresql.base import TIMESTAMPTZ_OID, ServerSideCursor
+from django.db.backends.postgresql.psycopg_any import register_tzloader
+from psycopg import Capabilities, pq
+
+from .. import bridge, scope
+from ..driver import IDLE, AsyncConnection, Connection, adopt, bridged, release
+from ..pool import IGNORED_OPTIONS, OPTION_NAMES, Pool, PoolOptions, pools
+
+logger = logging.getLogger("greenorm")
+
+# The pool of an alias whose OPTIONS name none: Django would connect per request, which no async program wants.
+DEFAULT_POOL = {"min_size": 0, "max_size": 20}
+
+
+class _Borrowed:
+    """A pool of the one connection that has just been borrowed: what Django's get_new_connection asks for."""
+
+    def __init__(self, conn: Connection) -> None:
+        self.conn = conn
+
+    def open(self) -> None:
+        pass
+
+    def getconn(self) -> Connection:
+        return self.conn
+
+
+class AwaitableMixin:
+    """Mixed in before a PostgreSQL DatabaseWrapper, lets it be used inside `greenorm.run`."""
+
+    can_await = True
+    _borrowed: _Borrowed | None = None
+    _own_pool: Pool | None = None
+    _sync_connection: Any = None
+
+    # Which pool
+
+    @property
+    def pool(self) -> Any:
+        """The pool that Django's code sees. Mirrors DatabaseWrapper.pool, Django 6.1."""
+        if not bridge.in_run():
+            return super().pool
+        return self._borrowed or self.async_pool
+
+    @property
+    def async_pool(self) -> Pool:
+        """The pool of the running event loop for this wrapper's settings, made when first asked for.
+
+        Raises ImproperlyConfigured for options that make no sense. Waits for nothing.
+        """
+        options = self.settings_dict["OPTIONS"].get("pool")
+        if not options and connections.settings.get(self.alias) is not self.settings_dict:
+            # A wrapper made by hand (a copy(), the one that creates databases) has a connection of its own.
+            if self._own_pool is None:
+                self._own_pool = make_pool(self, {"min_size": 0, "max_size": 1})
+            return self._own_pool
+        by_key = pools()
+        key = (self.alias, id(self.settings_dict), self.settings_dict["NAME"], self.timezone_name)
+        pool = by_key.get(key)
+        if pool is None:
+            pool = by_key[key] = make_pool(self, options)
+        return pool
+
+    def close_pool(self) -> None:
+        """Close the pool of this wrapper's settings. Mirrors DatabaseWrapper.close_pool, Django 6.1."""
+        if not bridge.in_run():
+            super().close_pool()
+            return
+        by_key = pools()
+        for key in [key for key in by_key if key[:2] == (self.alias, id(self.settings_dict))]:
+            by_key.pop(key).close()
+
+    # Borrowing and giving back
+
+    def connect(self) -> None:
+        """Borrow a connection, or make one. Mirrors BaseDatabaseWrapper.connect, Django 6.1.
+
+        A connection that is only borrowed again was set up, and announced by connection_created, when it was made.
+        """
+        if not bridge.in_run():
+            super().connect()
+            return
+        if (of := bridge.carried()) is not None:
+            of.refuse_inherited(self.alias)
+        pool = self.async_pool
+        conn = pool.getconn()
+        session = conn.session
+        if session.ready:
+            self._attach(session)
+        else:
+            self._borrowed = _Borrowed(conn)
+            before = self.execute_wrappers[:]
+            try:
+                super().connect()
+            finally:
+                self._borrowed = None
+                if self.connection is not conn:
+                    pool.putconn(conn)
+            session.execute_wrappers = tuple(wrap for wrap in self.execute_wrappers if wrap not in before)
+            session.wrapper_isolation_level = self.isolation_level
+            session.remember()
+            session.ready = True
+        session.on_interrupt = self._interrupted
+
+    def _attach(self, session: AsyncConnection) -> None:
+        self.connection = session.face
+        self.isolation_level = session.wrapper_isolation_level
+        self.autocommit = session._autocommit
+        self.in_atomic_block = False
+        self.savepoint_ids = []
+        self.atomic_blocks = []
+        self.needs_rollback = False
+        self.closed_in_transaction = False
+        self.errors_occurred = False
+        self.health_check_done = True
+        self.run_on_commit = []
+        self.execute_wrappers[:0] = session.execute_wrappers
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        """Mirrors DatabaseWrapper.get_new_connection, Django 6.1."""
+        if not bridge.in_run():
+            scope.note_sync_connection(self)
+        return super().get_new_connection(conn_params)
+
+    def needs_connection(self) -> bool:
+        """Return whether something would be lost if the connection were given back now."""
+        session = self.connection.session
+        return bool(
+            self.in_atomic_block
+            or not self.autocommit
+            or session.open_cursors
+            or session.pgconn.transaction_status != IDLE
+        )
+
+    def give_back(self) -> None:
+        """Give the connection back to its pool, which rolls back what is open. The wrapper may be used again."""
+        conn, self.connection = self.connection, None
+        if conn is None:
+            return
+        self.in_atomic_block = False
+        self.run_on_commit = []
+        for wrap in conn.session.execute_wrappers:
+            if wrap in self.execute_wrappers:
+                self.execute_wrappers.remove(wrap)
+        conn.session.pool.putconn(conn)
+        if self._own_pool is not None:
+            self._own_pool.close()
+            self._own_pool = None
+
+    def _close(self) -> None:
+        if not isinstance(self.connection, Connection):
+            super()._close()
+        elif self._sync_connection is not None:
+            self.connection.close()
+        else:
+            in_atomic_block, run_on_commit = self.in_atomic_block, self.run_on_commit
+            self.give_back()
+            self.in_atomic_block, self.run_on_commit = in_atomic_block, run_on_commit
+
+    # A transaction that sync code has opened
+
+    def join_run(self) -> None:
+        """Let a run use the transaction that sync code has open on this wrapper, over the same libpq connection."""
+        self._sync_connection = self.connection
+        self.connection = adopt(self.connection)
+        self.connection.session.on_interrupt = self._interrupted
+        self.inc_thread_sharing()
+
+    def leave_run(self) -> None:
+        """Hand the connection back to the sync code that it belongs to."""
+        self.dec_thread_sharing()
+        conn, self._sync_connection = self._sync_connection, None
+        if isinstance(self.connection, Connection):
+            release(self.connection, conn)
+            self.connection = conn
+
+    # Where Django's code would not do in a run
+
+    def create_cursor(self, name: str | None = None) -> Any:
+        """Mirrors DatabaseWrapper.create_cursor, Django 6.1, where that names a sync server-side cursor class."""
+        conn = self.connection
+        if name is None or not isinstance(conn, Connection):
+            return super().create_cursor(name)
+        if self.settings_dict["OPTIONS"].get("server_side_binding") is True:
+            return super().create_cursor(name)
+        cursor = bridged(ServerSideCursor)(conn.session, name, scrollable=False, withhold=conn.autocommit)
+        if self.timezone != cursor.adapters.get_loader(TIMESTAMPTZ_OID, pq.Format.TEXT).timezone:
+            register_tzloader(self.timezone, cursor)
+        return cursor
+
+    def set_autocommit(self, autocommit: bool, *args: Any, **kwargs: Any) -> None:
+        """Mirrors BaseDatabaseWrapper.set_autocommit, Django 6.1, but borrows nothing only to set what it has."""
+        if (
+            self.connection is None
+            and not self.in_atomic_block
+            and not self.run_commit_hooks_on_set_autocommit_on
+            and autocommit == self.settings_dict["AUTOCOMMIT"]
+            and bridge.in_run()
+        ):
+            self.autocommit = autocommit
+            return
+        super().set_autocommit(autocommit, *args, **kwargs)
+
+    def on_commit(self, func: Callable[[], Any], robust: bool = False) -> None:
+        """Mirrors BaseDatabaseWrapper.on_commit, Django 6.1; `func` may be async, and is then waited for."""
+        super().on_commit(func if self.in_atomic_block or not callable(func) else _finished(func), robust)
+
+    def run_and_clear_commit_hooks(self) -> None:
+        """Run what on_commit has collected. A cancellation that came during COMMIT waits until it has run."""
+        held = bridge.hold(None) if bridge.in_run() else None
+        self.run_on_commit = [(sids, _finished(func), robust) for sids, func, robust in self.run_on_commit]
+        try:
+            super().run_and_clear_commit_hooks()
+        finally:
+            if held is not None:
+                bridge.hold(held)
+
+    def _interrupted(self, exc: BaseException) -> None:
+        # Django marks a transaction for rollback on Exception only, and a CancelledError is none.
+        self.errors_occurred = True
+        if self.in_atomic_block:
+            self.needs_rollback = True
+
+
+def _finished(func: Callable[[], Any]) -> Callable[[], Any]:
+    """Return `func`, and whatever it returns is waited for where that is awaitable."""
+
+    @wraps(func, updated=())
+    def finished() -> Any:
+        result = func()
+        if not isawaitable(result):
+            return result
+        return scope.wait_for(result) if bridge.in_run() else async_to_sync(_result)(result)
+
+    return finished
+
+
+async def _result(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def make_pool(wrapper: Any, options: Any) -> Pool:
+    """Return the pool that a wrapper's settings describe. Raises ImproperlyConfigured. Waits for nothing."""
+    alias, settings_dict = wrapper.alias, wrapper.settings_dict
+    params = wrapper.get_connection_params()
+    factory = params.pop("cursor_factory")
+    bridged(factory)
+    params["autocommit"] = True
+    _say_what_takes_a_thread(alias, params)
+
+    async def connect() -> AsyncConnection:
+        session = await AsyncConnection.connect(**params)
+        session.face_cursor_factory = factory
+        return session
+
+    def configure(conn: Connection) -> None:
+        # Django composes SET ROLE with a cursor of the wrapper, so this takes one that has the connection already.
+        settled = type(wrapper)(settings_dict, alias)
+        settled.connection = conn
+        settled._configure_connection(conn)
+
+    return Pool(connect, pool_options(alias, settings_dict, options), configure)
+
+
+def pool_options(alias: str, settings_dict: dict[str, Any], options: Any) -> PoolOptions:
+    """Return the pool options of an alias: OPTIONS["pool"] where there is one, else the documented default."""
+    max_age = settings_dict["CONN_MAX_AGE"]
+    if not options:
+        options = {**DEFAULT_POOL, **({"max_lifetime": max_age or float("inf")} if max_age != 0 else {})}
+    elif max_age != 0:
+        raise ImproperlyConfigured("Pooling doesn't support persistent connections.")
+    options = {} if options is True else dict(options)
+    if unknown := set(options) - OPTION_NAMES - IGNORED_OPTIONS:
+        raise ImproperlyConfigured(
+            f"OPTIONS['pool'] of the database alias {alias!r} has {sorted(unknown)}, which greenorm does not know. "
+            f"It knows {sorted(OPTION_NAMES)}, as in psycopg_pool."
+        )
+    chosen = {name: value for name, value in options.items() if name in OPTION_NAMES}
+    chosen.setdefault("name", alias)
+    if settings_dict["CONN_HEALTH_CHECKS"]:
+        chosen.setdefault("check", check_connection)
+    try:
+        return PoolOptions(**chosen)
+    except (TypeError, ValueError) as exc:
+        raise ImproperlyConfigured(f"OPTIONS['pool'] of the database alias {alias!r}: {exc}.") from exc
+
+
+def check_connection(conn: Connection) -> None:
+    """Make an empty round trip to the server. Mirrors psycopg_pool.ConnectionPool.check_connection, 3.3."""
+    conn.execute("")
+
+
+def _say_what_takes_a_thread(alias: str, params: dict[str, Any]) -> None:
+    for host in str(params.get("host") or "").split(","):
+        if host and not host.startswith(("/", "@")) and not params.get("hostaddr") and not _is_address(host):
+            logger.warning(
+                "database alias %r: resolving the host name %r takes a thread of the event loop's executor each time "
+                "a connection is made. An address as HOST, or `hostaddr` in OPTIONS beside it, takes none.",
+                alias,
+                host,
+            )
+    if not Capabilities().has_cancel_safe():
+        logger.warning(
+            "database alias %r: this libpq is older than 17, so that cancelling a statement takes a thread. "
+            "Install psycopg[binary], or libpq 17.",
+            alias,
+        )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,422 @@
+"""The connections that one event loop of one process keeps open for one alias.
+
+No background tasks: a connection is made by the borrower that needs it, kept in a last-in-first-out list, handed
+straight to the next waiter when it is given back, and closed without waiting for anything. So an event loop can end
+at any moment. Option names and errors are psycopg_pool's, since Django's `OPTIONS["pool"]` has them.
+
+Contract: `getconn` and `putconn` run on the ORM side of a run, like the `configure`, `check` and `reset` callbacks
+that they call; all of them see connections by their sync face. Nothing here knows Django.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
+from dataclasses import dataclass, fields
+from time import monotonic
+from typing import Any, TypeAlias
+from warnings import warn
+from weakref import ReferenceType, WeakKeyDictionary, ref
+
+from psycopg.waiting import Wait
+from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
+
+from .bridge import drive, dying, in_run
+from .driver import IDLE, AsyncConnection, Connection, ready_now
+
+logger = logging.getLogger("greenorm")
+
+Callback: TypeAlias = Callable[[Connection], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOptions:
+    """The sizes and times of a pool. Mirrors psycopg_pool.AsyncConnectionPool, 3.3; times are in seconds."""
+
+    min_size: int = 4
+    """Connections that are kept even when idle. They are opened when first needed, not before."""
+    max_size: int | None = None
+    """Connections that are open at the most; None means `min_size`."""
+    timeout: float = 30.0
+    """How long a borrower waits for a connection, connecting included."""
+    max_waiting: int = 0
+    """How many borrowers may wait; one more gets TooManyRequests. 0 means any number."""
+    max_lifetime: float = 3600.0
+    """After which a connection is closed when it is given back, less up to 5 %, so that not all go at once."""
+    max_idle: float = 600.0
+    """After which an idle connection beyond `min_size` is closed."""
+    check: Callback | None = None
+    """Called with a connection before it is lent again; one that raises is closed and another taken."""
+    reset: Callback | None = None
+    """Called with a connection when it is given back; one that raises is closed."""
+    name: str = "pool"
+
+    def __post_init__(self) -> None:
+        if self.min_size < 0:
+            raise ValueError(f"min_size is {self.min_size}, but cannot be negative")
+        if self.limit < max(1, self.min_size):
+            raise ValueError(f"max_size is {self.limit}, but must be at least 1 and at least min_size, {self.min_size}")
+
+    @property
+    def limit(self) -> int:
+        return self.min_size if self.max_size is None else self.max_size
+
+
+OPTION_NAMES = frozenset(field.name for field in fields(PoolOptions))
+# Options of psycopg_pool that speak of its background workers; here they have nothing to act on.
+IGNORED_OPTIONS = frozenset({"open", "num_workers", "reconnect_timeout", "reconnect_failed", "close_returns"})
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """The figures of one pool at one moment."""
+
+    name: str
+    min_size: int
+    max_size: int
+    size: int
+    """Connections that are open or being opened."""
+    in_use: int
+    idle: int
+    waiting: int
+    """Borrowers that wait for a connection now."""
+    borrowed: int
+    """How often a connection has been borrowed."""
+    queued: int
+    """How often a borrower had to wait."""
+    wait_seconds: float
+    """How long borrowers have waited, in all."""
+    timeouts: int
+    """How often a borrower gave up waiting."""
+    opened: int
+    closed: int
+
+
+class Pool:
+    """Connections of one event loop to one database."""
+
+    def __init__(
+        self, connect: Callable[[], Awaitable[AsyncConnection]], options: PoolOptions, configure: Callback | None = None
+    ) -> None:
+        self.options = options
+        self._connect = connect
+        self._configure = configure
+        self._idle: list[AsyncConnection] = []
+        self._in_use: set[AsyncConnection] = set()
+        # A waiter is granted a connection, or None: the right to open one, already counted in `_size`.
+        self._waiting: OrderedDict[asyncio.Future[AsyncConnection | None], None] = OrderedDict()
+        self._size = 0
+        self._closed = False
+        self._borrowed = self._queued = self._timeouts = self._opened = self._gone = 0
+        self._wait_seconds = 0.0
+        self._shrink_timer: asyncio.TimerHandle | None = None
+        self._loop: ReferenceType[asyncio.AbstractEventLoop] = ref(asyncio.get_running_loop())
+        self._until_shutdown = self._close_at_shutdown()
+        # An async generator that has been started is closed by its loop, last of all: the pool's sign to close.
+        try:
+            self._until_shutdown.__anext__().send(None)
+        except StopIteration:
+            pass
+
+    async def _close_at_shutdown(self) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            self._shut()
+
+    # Borrowing
+
+    def getconn(self) -> Connection:
+        """Borrow a connection, opening one or waiting for one where none is idle.
+
+        Other tasks run meanwhile. Raises PoolTimeout, TooManyRequests, PoolClosed, or what connecting raises.
+        """
+        deadline = monotonic() + self.options.timeout
+        while True:
+            if self._closed:
+                raise PoolClosed(f"{self._title()} is closed")
+            session = self._take_idle() if not self._waiting else None
+            if session is None:
+                if not self._waiting and self._size < self.options.limit:
+                    self._size += 1
+                    return self._lend(self._open(deadline))
+                session = self._wait_in_line(deadline)
+                if session is None:
+                    return self._lend(self._open(deadline))
+            self._in_use.add(session)  # owned from here on, whatever interrupts the check
+            if self._is_healthy(session):
+                return self._lend(session)
+            self._discard(session)
+
+    def _take_idle(self) -> AsyncConnection | None:
+        while self._idle:
+            session = self._idle.pop()
+            # A socket that has something to read while nobody asked has been closed by the server, or soon will be.
+            if not session.closed and not ready_now(session.pgconn.socket, Wait.R):
+                return session
+            self._close(session)
+        return None
+
+    def _is_healthy(self, session: AsyncConnection) -> bool:
+        if self.options.check is None:
+            return True
+        try:
+            self.options.check(session.face)
+        except Exception as exc:
+            logger.info("%s: a connection failed its check and is replaced: %s", self._title(), exc)
+            return False
+        except BaseException:
+            self._discard(session)
+            raise
+        return session.pgconn.transaction_status == IDLE
+
+    def _open(self, deadline: float) -> AsyncConnection:
+        session = None
+        try:
+            session = drive(self._connect_within(deadline))
+            self._in_use.add(session)
+            session._expire_at = monotonic() + self.options.max_lifetime * (1 - random.random() * 0.05)
+            session.pool = self
+            self._opened += 1
+            if self._configure is not None:
+                self._configure(session.face)
+            session.remember()
+        except BaseException:
+            if session is not None:
+                self._discard(session)
+            else:
+                self._size -= 1
+                self._grant_slot()
+            raise
+        return session
+
+    async def _connect_within(self, deadline: float) -> AsyncConnection:
+        try:
+            async with asyncio.timeout(max(0.0, deadline - monotonic())):
+                return await self._connect()
+        except TimeoutError as exc:
+            self._timeouts += 1
+            raise PoolTimeout(
+                f"{self._title()}: no connection to the server within {self.options.timeout:g} s. "
+                "Look at HOST, PORT and the network; `timeout` in OPTIONS['pool'] sets the limit in seconds."
+            ) from exc
+
+    def _wait_in_line(self, deadline: float) -> AsyncConnection | None:
+        if self.options.max_waiting and len(self._waiting) >= self.options.max_waiting:
+            raise TooManyRequests(
+                f"{self._title()}: {len(self._waiting)} borrowers wait already, as many as `max_waiting` in "
+                "OPTIONS['pool'] allows. Raise it or `max_size`, or send fewer requests at once."
+            )
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[AsyncConnection | None] = loop.create_future()
+        self._waiting[future] = None
+        self._queued += 1
+        since = monotonic()
+        timer = loop.call_later(max(0.0, deadline - since), self._give_up, future)
+        try:
+            return drive(_result(future))
+        except BaseException:
+            self._waiting.pop(future, None)
+            if future.done() and not future.cancelled() and future.exception() is None:
+                # Granted in the very moment of the interrupt: hand it on.
+                granted = future.result()
+                if granted is None:
+                    self._size -= 1
+                    self._grant_slot()
+                else:
+                    self._pass_on(granted)
+            raise
+        finally:
+            timer.cancel()
+            self._wait_seconds += monotonic() - since
+
+    def _give_up(self, future: asyncio.Future[AsyncConnection | None]) -> None:
+        if future.done():
+            return
+        self._timeouts += 1
+        del self._waiting[future]
+        future.set_exception(
+            PoolTimeout(
+                f"{self._title()}: no connection became free within {self.options.timeout:g} s; "
+                f"{len(self._in_use)} of {self.options.limit} are in use, {len(self._waiting)} other borrowers wait. "
+                "Raise `max_size` (or `timeout`, in seconds) in OPTIONS['pool'], or hold connections for less long."
+            )
+        )
+
+    def _lend(self, session: AsyncConnection) -> Connection:
+        self._borrowed += 1
+        session.borrow += 1
+        return session.face
+
+    # Giving back
+
+    def putconn(self, conn: Connection) -> None:
+        """Take a connection back, clean, for the next borrower; one that cannot be cleaned is closed.
+
+        Waits only where the borrower left a transaction or a server-side cursor open, or for `reset`, and then to
+        the end, whatever cancellations arrive. Never raises for the connection's sake.
+        """
+        session = conn.session
+        if not in_run():
+            # A finalizer, or a thread that was handed a wrapper: neither may wait or touch the pool's lists.
+            session.abandon()
+            if (loop := self._loop()) is not None and not loop.is_closed():
+                loop.call_soon_threadsafe(self._discard, session)
+            return
+        try:
+            clean = self._clean(session)
+        except BaseException:
+            self._discard(session)
+            raise
+        if not clean:
+            self._discard(session)
+            return
+        self._in_use.discard(session)
+        self._pass_on(session)
+
+    def _clean(self, session: AsyncConnection) -> bool:
+        session.borrow += 1
+        session.on_interrupt = None
+        if dying():
+            warn(
+                f"a run was destroyed while it held {session!r}, which is now closed; "
+                "let tasks end or cancel them before their event loop is closed",
+                ResourceWarning,
+                stacklevel=2,
+            )
+            return False
+        if session.closed or session._pipeline is not None or session.lock.locked():
+            return False
+        try:
+            if session.pgconn.transaction_status != IDLE:
+                session.call_to_completion(session.rollback())
+            if session.open_portals:
+                session.call_to_completion(_close_portals(session))
+            session.restore()
+            if self.options.reset is not None:
+                self.options.reset(session.face)
+        except Exception as exc:
+            logger.warning("%s: a connection could not be cleaned and is closed: %s", self._title(), exc)
+            return False
+        session.open_cursors = session.open_portals = 0
+        return session.pgconn.transaction_status == IDLE
+
+    def _pass_on(self, session: AsyncConnection) -> None:
+        if self._closed or session.closed or monotonic() >= session._expire_at:
+            self._discard(session)
+        elif self._waiting:
+            future, _ = self._waiting.popitem(last=False)
+            future.set_result(session)
+        else:
+            session.idle_since = monotonic()
+            self._idle.append(session)
+            self._shrink_later()
+
+    def _discard(self, session: AsyncConnection) -> None:
+        self._in_use.discard(session)
+        self._close(session)
+        self._grant_slot()
+
+    def _close(self, session: AsyncConnection) -> None:
+        session.borrow += 1
+        session._closed = True
+        session.abandon()
+        self._size -= 1
+        self._gone += 1
+
+    def _grant_slot(self) -> None:
+        if self._waiting and self._size < self.options.limit and not self._closed:
+            self._size += 1
+            future, _ = self._waiting.popitem(last=False)
+            future.set_result(None)
+
+    # Shrinking and closing
+
+    def _shrink_later(self) -> None:
+        if self._shrink_timer is None and self._size > self.options.min_size:
+            loop = asyncio.get_running_loop()
+            delay = self._idle[0].idle_since + self.options.max_idle - monotonic()
+            self._shrink_timer = loop.call_later(max(0.0, delay), self._shrink)
+
+    def _shrink(self) -> None:
+        self._shrink_timer = None
+        oldest = monotonic() - self.options.max_idle
+        while self._idle and self._size > self.options.min_size and self._idle[0].idle_since <= oldest:
+            self._close(self._idle.pop(0))
+        if self._idle:
+            self._shrink_later()
+
+    def close(self) -> None:
+        """Close idle connections now, those in use when they are given back, and turn the waiters away.
+
+        Waits for nothing.
+        """
+        try:
+            self._until_shutdown.aclose().send(None)
+        except StopIteration:
+            pass
+
+    def _shut(self) -> None:
+        self._closed = True
+        if self._shrink_timer is not None:
+            self._shrink_timer.cancel()
+        while self._idle:
+            self._close(self._idle.pop())
+        while self._waiting:
+            future, _ = self._waiting.popitem(last=False)
+            if not future.get_loop().is_closed():
+                future.set_exception(PoolClosed(f"{self._title()} was closed while a borrower waited for it"))
+
+    def stats(self) -> PoolStats:
+        """Return the pool's figures. Waits for nothing."""
+        return PoolStats(
+            name=self.options.name,
+            min_size=self.options.min_size,
+            max_size=self.options.limit,
+            size=self._size,
+            in_use=len(self._in_use),
+            idle=len(self._idle),
+            waiting=len(self._waiting),
+            borrowed=self._borrowed,
+            queued=self._queued,
+            wait_seconds=self._wait_seconds,
+            timeouts=self._timeouts,
+            opened=self._opened,
+            closed=self._gone,
+        )
+
+    def _title(self) -> str:
+        return f"connection pool {self.options.name!r}"
+
+
+async def _result(future: asyncio.Future[Any]) -> Any:
+    return await future
+
+
+async def _close_portals(session: AsyncConnection) -> None:
+    await session.execute("CLOSE ALL")
+
+
+# Pools by event loop, and in it by what they connect to. A loop that is gone takes its pools along.
+_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, Pool]] = WeakKeyDictionary()
+# Pools of the parent process: their sockets are the parent's, so that not even a finalizer may see them.
+_of_parent: list[object] = []
+
+
+def pools() -> dict[Hashable, Pool]:
+    """Return the pools of the running event loop, by key. Raises RuntimeError where no loop is running."""
+    return _pools.setdefault(asyncio.get_running_loop(), {})
+
+
+def _forget() -> None:
+    global _pools
+    _of_parent.append(_pools)
+    _pools = WeakKeyDictionary()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

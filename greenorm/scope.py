@@ -1,0 +1,300 @@
+"""Which DatabaseWrapper a piece of code sees, and which task owns it.
+
+A scope holds the wrappers of a run, or of a block that spans several runs, and belongs to the task that opened it.
+`django.db.connections` is made to look into the scope of the run that surrounds the code; outside of a run it is as
+Django made it.
+
+Contract with the backends above: a wrapper that can wait through the bridge says so (`can_await`) and knows whether
+it still needs its connection (`needs_connection`), how to let go of it (`give_back`), and how to serve a run although
+sync code has opened its transaction (`join_run`, `leave_run`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+import django.utils.asyncio
+from asgiref.sync import AsyncToSync
+from django.conf import settings
+from django.db import connections
+
+from . import bridge
+from .errors import BlockingBackend, SharedScope
+
+T = TypeVar("T")
+
+
+class Scope:
+    """The wrappers that one task sees, by alias, for as long as somebody uses them."""
+
+    def __init__(self, parent: Scope | None) -> None:
+        self.task = asyncio.current_task()
+        self.parent = parent  # the scope of another task, that this one inherited; or an outer one that has ended
+        self.wrappers: dict[str, Any] = {}
+        self.joined: dict[str, Any] = {}
+        self.pins: Counter[str] = Counter()
+        self.users = 0
+        self.ended = False
+
+    def work(self, job: Callable[[], T]) -> T:
+        """Run `job` on the ORM side, and afterwards give back the connections that nobody needs any more."""
+        self.users += 1
+        try:
+            return job()
+        finally:
+            self.users -= 1
+            if self.users:
+                self.settle()
+            else:
+                self.end()
+
+    def settle(self) -> None:
+        """Give back each connection that holds no transaction and no open cursor, and is not pinned."""
+        for alias, wrapper in self.wrappers.items():
+            if alias in self.joined or not getattr(wrapper, "can_await", False):
+                continue
+            if wrapper.connection is not None and not self.pins[alias] and not wrapper.needs_connection():
+                wrapper.give_back()
+
+    def end(self) -> None:
+        """Give back every connection, whatever its state. The scope is not used again."""
+        self.ended = True
+        wrappers, self.wrappers = self.wrappers, {}
+        for alias, wrapper in wrappers.items():
+            if alias in self.joined:
+                wrapper.leave_run()
+                self.joined.pop(alias).release()
+            elif getattr(wrapper, "can_await", False):
+                wrapper.give_back()
+            else:
+                wrapper.close()
+        self.task = None
+
+    def mark_for_rollback(self) -> None:
+        """Let no open transaction of this scope commit: an interrupt passed through code that relied on it."""
+        for wrapper in self.wrappers.values():
+            if wrapper.in_atomic_block:
+                wrapper.needs_rollback = True
+
+    def find(self, alias: str) -> Any:
+        """Return the wrapper of `alias`, or None where it is still to be made."""
+        wrapper = self.wrappers.get(alias)
+        if wrapper is None and (wrapper := _opened_by_sync_code(alias)) is not None:
+            self.refuse_inherited(alias, wrapper)
+            turn = _turn(wrapper)
+            bridge.drive(_acquire(turn))
+            wrapper.join_run()
+            self.joined[alias] = turn
+            self.wrappers[alias] = wrapper
+        return wrapper
+
+    def add(self, alias: str, wrapper: Any) -> None:
+        """Let this scope's code see `wrapper` as `alias`."""
+        if not getattr(wrapper, "can_await", False) and alias not in blocking_aliases():
+            wrapper.connect = partial(_refuse_blocking, alias, wrapper)
+        self.wrappers[alias] = wrapper
+
+    def refuse_inherited(self, alias: str, wrapper: Any = None) -> None:
+        """Raise SharedScope where this task inherited a scope whose transaction or connection is not its own."""
+        scope = self.parent
+        while scope is not None:
+            held = scope.wrappers.get(alias)
+            if held is not None and (held is wrapper or scope.pins[alias] or in_transaction(held)):
+                what = "connection" if scope.pins[alias] else "transaction"
+                raise SharedScope(
+                    f"{_name(self.task)} was started while {_name(scope.task)} holds a {what} open on {alias!r}, and "
+                    f"a {what} is never shared between tasks. Start it outside of that block, await its work in the "
+                    "task that opened the block, or give it a connection of its own: `async with "
+                    "greenorm.connection(): ...`."
+                )
+            scope = scope.parent
+
+
+_current: ContextVar[Scope | None] = ContextVar("greenorm.scope", default=None)
+
+
+def current() -> Scope | None:
+    """Return the innermost scope that this context has open, be it of this task or inherited from another."""
+    scope = _current.get()
+    while scope is not None and scope.ended:
+        scope = scope.parent
+    return scope
+
+
+def own() -> Scope | None:
+    """Return the scope that this task has open, or None."""
+    task = asyncio.current_task()
+    scope = _current.get()
+    while scope is not None and (scope.ended or scope.task is not task):
+        scope = scope.parent
+    return scope
+
+
+async def work_in(scope: Scope, job: Callable[[], T]) -> T:
+    """Run `job` on an ORM side that sees `scope`. Other tasks run while it waits.
+
+    A scope that still has users afterwards stays open for the rest of this task, until its last user has left.
+    """
+    if _current.get() is not scope:
+        _current.set(scope)
+    try:
+        return await bridge.spawn(partial(scope.work, job), scope)
+    finally:
+        if scope.ended and _current.get() is scope:
+            _current.set(scope.parent)
+
+
+async def work(job: Callable[[], T]) -> T:
+    """Run `job` in the scope that this task has open, or in one of its own that ends with it."""
+    install()
+    return await work_in(own() or Scope(parent=current()), job)
+
+
+def wait_for(awaitable: Awaitable[T]) -> T:
+    """Wait for anything but the database, on the ORM side, without holding on to what is not needed meanwhile."""
+    scope: Scope | None = bridge.carried()
+    if scope is None:
+        return bridge.await_(awaitable)
+    scope.settle()
+    try:
+        return bridge.await_(awaitable)
+    except BaseException as exc:
+        if not isinstance(exc, Exception):
+            scope.mark_for_rollback()
+        raise
+
+
+def in_transaction(wrapper: Any) -> bool:
+    """Return whether `wrapper` has a transaction open, by `atomic` or by autocommit being off."""
+    return wrapper.connection is not None and (wrapper.in_atomic_block or not wrapper.autocommit)
+
+
+# Transactions that sync code has opened: in this thread, or in the one that waits for this loop in async_to_sync.
+
+_sync_wrappers: dict[int, WeakSet[Any]] = {}
+
+
+def note_sync_connection(wrapper: Any) -> None:
+    """Remember that sync code of this thread has connected `wrapper`."""
+    _sync_wrappers.setdefault(threading.get_ident(), WeakSet()).add(wrapper)
+
+
+def _opened_by_sync_code(alias: str) -> Any:
+    if not _sync_wrappers:
+        return None
+    for ident in _sync_threads():
+        for wrapper in list(_sync_wrappers.get(ident, ())):
+            if wrapper.alias == alias and in_transaction(wrapper) and wrapper.settings_dict is connections.settings[alias]:
+                return wrapper
+    return None
+
+
+def _sync_threads() -> Iterator[int]:
+    yield threading.get_ident()
+    # asgiref keeps the executor of the waiting thread by context, and by loop for tasks with a context of their own.
+    for executor in (
+        getattr(AsyncToSync.executors, "current", None),
+        AsyncToSync.loop_thread_executors.get(asyncio.get_running_loop()),
+    ):
+        if executor is not None and not executor._broken:
+            yield executor._work_thread.ident
+
+
+def _turn(wrapper: Any) -> asyncio.Lock:
+    loop = asyncio.get_running_loop()
+    owner, turn = getattr(wrapper, "_turn", (None, None))
+    if owner is not loop:
+        turn = asyncio.Lock()
+        wrapper._turn = loop, turn
+    return turn
+
+
+async def _acquire(turn: asyncio.Lock) -> None:
+    await turn.acquire()
+
+
+# The two places where Django is made to look: which wrapper an alias stands for, and whether sync code may run.
+
+
+class _ScopedStorage:
+    """Stands in for `connections._connections`: the run's scope inside of a run, Django's own storage outside."""
+
+    __slots__ = ("_outside",)
+
+    def __init__(self, outside: Any) -> None:
+        object.__setattr__(self, "_outside", outside)
+
+    def __getattr__(self, alias: str) -> Any:
+        scope: Scope | None = bridge.carried()
+        if scope is None:
+            return getattr(self._outside, alias)
+        wrapper = scope.find(alias)
+        if wrapper is None:
+            raise AttributeError(alias)
+        return wrapper
+
+    def __setattr__(self, alias: str, wrapper: Any) -> None:
+        scope: Scope | None = bridge.carried()
+        if scope is None:
+            setattr(self._outside, alias, wrapper)
+        else:
+            scope.add(alias, wrapper)
+
+    def __delattr__(self, alias: str) -> None:
+        scope: Scope | None = bridge.carried()
+        if scope is None:
+            delattr(self._outside, alias)
+        elif scope.wrappers.pop(alias, None) is None:
+            raise AttributeError(alias)
+
+
+_get_running_loop = django.utils.asyncio.get_running_loop
+
+
+def _running_loop_of_async_code() -> asyncio.AbstractEventLoop:
+    """Answer Django's `async_unsafe`: sync code on the ORM side is not async code, although a loop is running."""
+    if bridge.in_run():
+        raise RuntimeError("no running event loop for sync code inside a run")
+    return _get_running_loop()
+
+
+def install() -> None:
+    """Let `django.db.connections` and Django's `async_unsafe` guard see runs. Called by the first run; idempotent."""
+    if not isinstance(connections._connections, _ScopedStorage):
+        connections._connections = _ScopedStorage(connections._connections)
+        django.utils.asyncio.get_running_loop = _running_loop_of_async_code
+
+
+def uninstall() -> None:
+    """Undo `install`. Not while a run is under way."""
+    storage = connections._connections
+    if isinstance(storage, _ScopedStorage):
+        connections._connections = storage._outside
+        django.utils.asyncio.get_running_loop = _get_running_loop
+
+
+# Aliases of other backends
+
+
+def blocking_aliases() -> Iterable[str]:
+    """Return the aliases that may block the event loop, by `GREENORM = {"BLOCKING_ALIASES": [...]}`."""
+    return getattr(settings, "GREENORM", {}).get("BLOCKING_ALIASES", ())
+
+
+def _refuse_blocking(alias: str, wrapper: Any) -> None:
+    raise BlockingBackend(
+        f"The database alias {alias!r} has the backend {wrapper.settings_dict['ENGINE']!r}, which would block the "
+        "event loop in a run. For PostgreSQL set ENGINE to 'greenorm.backends.postgresql'. For a local SQLite file "
+        f"that may block for a moment, allow it: GREENORM = {{'BLOCKING_ALIASES': [{alias!r}]}}."
+    )
+
+
+def _name(task: asyncio.Task[Any] | None) -> str:
+    return f"task {task.get_name()!r}" if task is not None else "a task"

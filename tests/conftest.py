@@ -1,0 +1,96 @@
+"""A real PostgreSQL for the tests, and two Django aliases on it.
+
+GREENORM_TEST_DSN names a server where the role may create databases; without it an embedded one is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import django
+import psycopg
+import pytest
+import uvloop
+from django.conf import settings
+from django.core.management import call_command
+from django.db import connections
+from psycopg.conninfo import make_conninfo
+
+from greenorm.demo.server import database_settings, embedded_server
+
+_stack = ExitStack()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    dsn = os.environ.get("GREENORM_TEST_DSN") or _stack.enter_context(embedded_server())
+    names = [f"greenorm_{os.getpid()}", f"greenorm_{os.getpid()}_other"]
+    _stack.enter_context(_databases(dsn, names))
+    default, other = (make_conninfo(dsn, dbname=name) for name in names)
+    settings.configure(
+        DATABASES={
+            "default": database_settings(default, pool={"min_size": 0, "max_size": 4}),
+            "other": database_settings(other),
+            "local": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"},
+        },
+        INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "tests.shop"],
+        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+        SECRET_KEY="tests",
+        USE_TZ=True,
+        TIME_ZONE="Europe/Berlin",
+        PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"],
+    )
+    django.setup()
+    for alias in ("default", "other"):
+        call_command("migrate", database=alias, run_syncdb=True, verbosity=0)
+        connections[alias].close()
+        connections[alias].close_pool()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    for connection in connections.all(initialized_only=True):
+        connection.close()
+    _stack.close()
+
+
+class _databases:
+    def __init__(self, dsn: str, names: list[str]) -> None:
+        self.dsn, self.names = dsn, names
+
+    def __enter__(self) -> None:
+        with psycopg.connect(self.dsn, autocommit=True) as conn:
+            for name in self.names:
+                conn.execute(f"CREATE DATABASE {name}")
+
+    def __exit__(self, *exc_info: object) -> None:
+        with psycopg.connect(self.dsn, autocommit=True) as conn:
+            for name in self.names:
+                conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+def admin() -> Iterator[psycopg.Connection]:
+    """A connection that watches: outside of Django, of greenorm and of the test's loop."""
+    params = connections["default"].get_connection_params()
+    params = {name: params[name] for name in ("dbname", "user", "password", "host", "port") if name in params}
+    with psycopg.connect(**params, autocommit=True) as conn:
+        yield conn
+
+
+@pytest.fixture(autouse=True)
+def clean_tables(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Empty every table after a test that may have filled it, and check that it left no session behind."""
+    yield
+    if request.node.get_closest_marker("no_database"):
+        return
+    for alias in ("default", "other"):
+        with connections[alias].cursor() as cursor:
+            cursor.execute("TRUNCATE shop_owner, shop_tag, shop_fact RESTART IDENTITY CASCADE")
+        connections[alias].close()

@@ -1,0 +1,1 @@
+"""A small Django app with relations, for the tests."""
