@@ -192,7 +192,12 @@ def await_(awaitable: Awaitable[T]) -> T:
             f"await_() was called outside of a run, with {getattr(awaitable, '__qualname__', awaitable)!r}. "
             "In async code write `await ...`; let sync code be called by `await greenorm.run(fn)`."
         )
-    return cast(T, _switch_up(_Awaited(awaitable)))
+    try:
+        return cast(T, _switch_up(_Awaited(awaitable)))
+    except BaseException:
+        if inspect.iscoroutine(awaitable):
+            awaitable.close()  # never started, where the wait was refused; else it has ended
+        raise
 
 
 def hold(cancellation: asyncio.CancelledError | None) -> asyncio.CancelledError | None:

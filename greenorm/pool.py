@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 from time import monotonic
 from typing import Any, TypeAlias
 from warnings import warn
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import ReferenceType, ref
 
 from psycopg.waiting import Wait
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
@@ -371,6 +371,13 @@ class Pool:
             if not future.get_loop().is_closed():
                 future.set_exception(PoolClosed(f"{self._title()} was closed while a borrower waited for it"))
 
+    def abandon(self) -> None:
+        """Close every connection, those in use too, of an event loop that has been closed."""
+        for session in [*self._in_use]:
+            warn(f"{session!r} was in use when its event loop was closed, and is now closed too", ResourceWarning, 2)
+            session.abandon()
+        self._shut()
+
     def stats(self) -> PoolStats:
         """Return the pool's figures. Waits for nothing."""
         return PoolStats(
@@ -401,21 +408,33 @@ async def _close_portals(session: AsyncConnection) -> None:
     await session.execute("CLOSE ALL")
 
 
-# Pools by event loop, and in it by what they connect to. A loop that is gone takes its pools along.
-_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, Pool]] = WeakKeyDictionary()
+# Pools by event loop, and in it by what they connect to.
+_pools: dict[asyncio.AbstractEventLoop, dict[Hashable, Pool]] = {}
 # Pools of the parent process: their sockets are the parent's, so that not even a finalizer may see them.
 _of_parent: list[object] = []
 
 
 def pools() -> dict[Hashable, Pool]:
     """Return the pools of the running event loop, by key. Raises RuntimeError where no loop is running."""
-    return _pools.setdefault(asyncio.get_running_loop(), {})
+    loop = asyncio.get_running_loop()
+    of_loop = _pools.get(loop)
+    if of_loop is None:
+        _sweep()
+        of_loop = _pools[loop] = {}
+    return of_loop
+
+
+def _sweep() -> None:
+    # A loop that was closed without shutting down its async generators: its pools do not know yet.
+    for loop in [loop for loop in _pools if loop.is_closed()]:
+        for pool in _pools.pop(loop).values():
+            pool.abandon()
 
 
 def _forget() -> None:
     global _pools
     _of_parent.append(_pools)
-    _pools = WeakKeyDictionary()
+    _pools = {}
 
 
 if hasattr(os, "register_at_fork"):
