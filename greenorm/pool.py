@@ -308,9 +308,8 @@ class Pool:
     def _pass_on(self, session: AsyncConnection) -> None:
         if self._closed or session.closed or monotonic() >= session._expire_at:
             self._discard(session)
-        elif self._waiting:
-            future, _ = self._waiting.popitem(last=False)
-            future.set_result(session)
+        elif (waiter := self._next_waiter()) is not None:
+            waiter.set_result(session)
         else:
             session.idle_since = monotonic()
             self._idle.append(session)
@@ -329,10 +328,16 @@ class Pool:
         self._gone += 1
 
     def _grant_slot(self) -> None:
-        if self._waiting and self._size < self.options.limit and not self._closed:
+        if self._size < self.options.limit and not self._closed and (waiter := self._next_waiter()) is not None:
             self._size += 1
-            future, _ = self._waiting.popitem(last=False)
-            future.set_result(None)
+            waiter.set_result(None)
+
+    def _next_waiter(self) -> asyncio.Future[AsyncConnection | None] | None:
+        while self._waiting:
+            waiter, _ = self._waiting.popitem(last=False)
+            if not waiter.done():  # else cancelled a moment ago, and its task has not run since
+                return waiter
+        return None
 
     # Shrinking and closing
 
@@ -366,10 +371,9 @@ class Pool:
             self._shrink_timer.cancel()
         while self._idle:
             self._close(self._idle.pop())
-        while self._waiting:
-            future, _ = self._waiting.popitem(last=False)
-            if not future.get_loop().is_closed():
-                future.set_exception(PoolClosed(f"{self._title()} was closed while a borrower waited for it"))
+        while (waiter := self._next_waiter()) is not None:
+            if not waiter.get_loop().is_closed():
+                waiter.set_exception(PoolClosed(f"{self._title()} was closed while a borrower waited for it"))
 
     def abandon(self) -> None:
         """Close every connection, those in use too, of an event loop that has been closed."""

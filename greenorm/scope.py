@@ -39,6 +39,7 @@ class Scope:
         self.parent = parent  # the scope of another task, that this one inherited; or an outer one that has ended
         self.wrappers: dict[str, Any] = {}
         self.joined: dict[str, Any] = {}
+        self.strays: list[Any] = []  # wrappers that were not looked up in this scope, and were connected in it
         self.pins: Counter[str] = Counter()
         self.users = 0
         self.ended = False
@@ -67,6 +68,8 @@ class Scope:
         """Give back every connection, whatever its state. The scope is not used again."""
         self.ended = True
         wrappers, self.wrappers = self.wrappers, {}
+        for wrapper in self.strays:
+            wrapper.give_back()
         for alias, wrapper in wrappers.items():
             if alias in self.joined:
                 wrapper.leave_run()
@@ -100,6 +103,12 @@ class Scope:
         if not getattr(wrapper, "can_await", False) and alias not in blocking_aliases():
             wrapper.connect = partial(_refuse_blocking, alias, wrapper)
         self.wrappers[alias] = wrapper
+
+    def will_connect(self, wrapper: Any) -> None:
+        """Hear of a wrapper that is about to borrow a connection. Raises SharedScope where it may not."""
+        self.refuse_inherited(wrapper.alias)
+        if self.wrappers.get(wrapper.alias) is not wrapper and wrapper not in self.strays:
+            self.strays.append(wrapper)
 
     def refuse_inherited(self, alias: str, wrapper: Any = None) -> None:
         """Raise SharedScope where this task inherited a scope whose transaction or connection is not its own."""

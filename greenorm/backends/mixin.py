@@ -22,6 +22,7 @@ from psycopg import Capabilities, pq
 
 from .. import bridge, scope
 from ..driver import IDLE, AsyncConnection, Connection, adopt, bridged, release
+from ..errors import SharedScope
 from ..pool import IGNORED_OPTIONS, OPTION_NAMES, Pool, PoolOptions, pools
 
 logger = logging.getLogger("greenorm")
@@ -50,6 +51,7 @@ class AwaitableMixin:
     _borrowed: _Borrowed | None = None
     _own_pool: Pool | None = None
     _sync_connection: Any = None
+    _scope: scope.Scope | None = None
 
     # Which pool
 
@@ -90,6 +92,16 @@ class AwaitableMixin:
 
     # Borrowing and giving back
 
+    def ensure_connection(self) -> None:
+        """Mirrors BaseDatabaseWrapper.ensure_connection, Django 6.1, for a wrapper that may be of another scope."""
+        in_use = self.connection is not None or self._scope is not None
+        if in_use and bridge.in_run() and self._scope is not bridge.carried():
+            raise SharedScope(
+                f"A wrapper of the database alias {self.alias!r} was used in a run other than the one that it is "
+                f"connected in. Look it up inside of the run: `connections[{self.alias!r}]` or `django.db.connection`."
+            )
+        super().ensure_connection()
+
     def connect(self) -> None:
         """Borrow a connection, or make one. Mirrors BaseDatabaseWrapper.connect, Django 6.1.
 
@@ -98,8 +110,16 @@ class AwaitableMixin:
         if not bridge.in_run():
             super().connect()
             return
-        if (of := bridge.carried()) is not None:
-            of.refuse_inherited(self.alias)
+        self._scope = bridge.carried()
+        try:
+            if self._scope is not None:
+                self._scope.will_connect(self)
+            self._borrow()
+        finally:
+            if self.connection is None:
+                self._scope = None
+
+    def _borrow(self) -> None:
         pool = self.async_pool
         conn = pool.getconn()
         session = conn.session
@@ -153,6 +173,7 @@ class AwaitableMixin:
     def give_back(self) -> None:
         """Give the connection back to its pool, which rolls back what is open. The wrapper may be used again."""
         conn, self.connection = self.connection, None
+        self._scope = None
         if conn is None:
             return
         self.in_atomic_block = False
@@ -179,6 +200,7 @@ class AwaitableMixin:
 
     def join_run(self) -> None:
         """Let a run use the transaction that sync code has open on this wrapper, over the same libpq connection."""
+        self._scope = bridge.carried()
         self._sync_connection = self.connection
         self.connection = adopt(self.connection)
         self.connection.session.on_interrupt = self._interrupted
@@ -187,6 +209,7 @@ class AwaitableMixin:
     def leave_run(self) -> None:
         """Hand the connection back to the sync code that it belongs to."""
         self.dec_thread_sharing()
+        self._scope = None
         conn, self._sync_connection = self._sync_connection, None
         if isinstance(self.connection, Connection):
             release(self.connection, conn)
