@@ -163,17 +163,21 @@ def drive(coro: Coroutine[Any, Any, T]) -> T:
     It is stepped in place; a switch happens only where it really suspends. Other tasks run meanwhile.
     For coroutines that hold no user code: user code belongs on the task side, see `await_`.
     """
+    error: BaseException | None
     try:
         request = coro.send(None)
         while True:
+            error = None
             try:
                 answer = _switch_up(request)
             except BaseException as exc:
-                request = coro.throw(exc)
-            else:
-                request = coro.send(answer)
+                error = exc
+            # Not in the except block: what `coro` makes of the error must not be chained to it by this frame.
+            request = coro.send(answer) if error is None else coro.throw(error)
     except StopIteration as stop:
         return cast(T, stop.value)
+    finally:
+        error = None  # a frame that knows an error whose traceback knows the frame lives until the next collection
 
 
 def await_(awaitable: Awaitable[T]) -> T:
@@ -226,6 +230,7 @@ def to_completion(coro: Coroutine[Any, Any, T], seconds: float) -> Generator[Any
     stand_in: asyncio.Future[None] = loop.create_future()
     late = False
     held: tuple[Any, ...] | None = None
+    error: BaseException | None
 
     def wake(_: object = None) -> None:
         if not stand_in.done():
@@ -240,6 +245,7 @@ def to_completion(coro: Coroutine[Any, Any, T], seconds: float) -> Generator[Any
     try:
         request = coro.send(None)
         while True:
+            error = None
             try:
                 if request is None:
                     yield
@@ -255,17 +261,17 @@ def to_completion(coro: Coroutine[Any, Any, T], seconds: float) -> Generator[Any
                         request.remove_done_callback(wake)
             except asyncio.CancelledError as exc:
                 held = exc.args if held is None else held
+                continue
             except BaseException as exc:
-                request = coro.throw(exc)
-            else:
-                if late:
-                    late = False
-                    request = coro.throw(TimeoutError(f"cleanup did not finish within {seconds} seconds"))
-                else:
-                    request = coro.send(None)
+                error = exc
+            if late and error is None:
+                late = False
+                error = TimeoutError(f"cleanup did not finish within {seconds} seconds")
+            request = coro.send(None) if error is None else coro.throw(error)
     except StopIteration as stop:
         return cast(T, stop.value)
     finally:
+        error = None
         timer.cancel()
         if held is not None:
             hold(asyncio.CancelledError(*held))

@@ -17,8 +17,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from contextlib import contextmanager
 from functools import cache
 from time import monotonic
+from traceback import clear_frames
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import ReferenceType, ref
 
 import psycopg
@@ -30,6 +31,9 @@ from psycopg.waiting import Ready, Wait
 
 from .bridge import DYING, INTERRUPTS, drive, dying, hold, in_run, to_completion
 from .errors import InterfaceError, StaleCursor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 T = TypeVar("T")
 
@@ -94,6 +98,16 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     def __del__(self, __warn: Any = None) -> None:
         # The pool closes what it opened; nobody else is meant to.
         pass
+
+    @classmethod
+    async def connect(cls, *args: Any, **kwargs: Any) -> Self:
+        """Connect to the server, or leave nothing behind. Mirrors AsyncConnection.connect, psycopg 3.3."""
+        try:
+            return await super().connect(*args, **kwargs)
+        except BaseException as exc:
+            # The frames of a failed attempt own its socket, and live as long as the error: in a cancelled task, say.
+            clear_frames(exc.__traceback__)
+            raise
 
     @property
     def face(self) -> Connection:
@@ -182,9 +196,19 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
 
     async def _stop(self, gen: PQGen[Any]) -> None:
         """Stop the running statement on the server; where that fails, close the connection."""
+        deadline = monotonic() + CANCEL_SECONDS
+        patience = 0.1
         try:
-            await self.cancel_safe(timeout=CANCEL_SECONDS)
-            await self._wait(gen, CANCEL_SECONDS)
+            while True:
+                await self.cancel_safe(timeout=CANCEL_SECONDS)
+                try:
+                    await self._wait(gen, min(patience, deadline - monotonic()))
+                    return
+                except e._WaitTimeout:
+                    # The server forgets a request that overtakes the statement it is meant for: ask again.
+                    if monotonic() >= deadline:
+                        raise
+                    patience *= 2
         except e.QueryCanceled:
             pass
         except Exception as exc:

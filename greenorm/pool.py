@@ -198,12 +198,14 @@ class Pool:
         try:
             async with asyncio.timeout(max(0.0, deadline - monotonic())):
                 return await self._connect()
-        except TimeoutError as exc:
-            self._timeouts += 1
-            raise PoolTimeout(
-                f"{self._title()}: no connection to the server within {self.options.timeout:g} s. "
-                "Look at HOST, PORT and the network; `timeout` in OPTIONS['pool'] sets the limit in seconds."
-            ) from exc
+        except TimeoutError:
+            pass
+        # Raised out here, so that the error does not keep the half-open connection alive by a traceback.
+        self._timeouts += 1
+        raise PoolTimeout(
+            f"{self._title()}: no connection to the server within {self.options.timeout:g} s. "
+            "Look at HOST, PORT and the network; `timeout` in OPTIONS['pool'] sets the limit in seconds."
+        )
 
     def _wait_in_line(self, deadline: float) -> AsyncConnection | None:
         if self.options.max_waiting and len(self._waiting) >= self.options.max_waiting:

@@ -18,6 +18,7 @@ import uvloop
 from django.conf import settings
 from django.core.management import call_command
 from django.db import connections
+from django.test import SimpleTestCase
 from psycopg.conninfo import make_conninfo
 
 from greenorm.demo.server import database_settings, embedded_server
@@ -84,13 +85,26 @@ def admin() -> Iterator[psycopg.Connection]:
         yield conn
 
 
+@pytest.fixture(scope="session")
+def cleaners() -> Iterator[list[psycopg.Connection]]:
+    """A connection to each test database, for what has nothing to do with a test."""
+    with ExitStack() as stack:
+        cleaners = []
+        for alias in ("default", "other"):
+            params = connections[alias].get_connection_params()
+            params = {name: params[name] for name in ("dbname", "user", "password", "host", "port") if name in params}
+            conn = psycopg.connect(**params, autocommit=True, application_name="cleaner")
+            cleaners.append(stack.enter_context(conn))
+        yield cleaners
+
+
 @pytest.fixture(autouse=True)
-def clean_tables(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Empty every table after a test that may have filled it, and check that it left no session behind."""
+def clean(request: pytest.FixtureRequest, cleaners: list[psycopg.Connection]) -> Iterator[None]:
+    """Empty every table after a test that may have filled it, and close what plain sync code has opened."""
     yield
-    if request.node.get_closest_marker("no_database"):
+    if request.node.get_closest_marker("no_database") or isinstance(request.instance, SimpleTestCase):
         return
-    for alias in ("default", "other"):
-        with connections[alias].cursor() as cursor:
-            cursor.execute("TRUNCATE shop_owner, shop_tag, shop_fact RESTART IDENTITY CASCADE")
+    for alias, cleaner in zip(("default", "other"), cleaners, strict=True):
         connections[alias].close()
+        connections[alias].close_pool()
+        cleaner.execute("TRUNCATE shop_owner, shop_tag, shop_fact RESTART IDENTITY CASCADE")
