@@ -10,12 +10,14 @@ if _sysconfig.get_config_var("Py_GIL_DISABLED"):
         "Use a build with the GIL (python3.14, not python3.14t)."
     )
 
-from .api import await_, gather, in_run, pool_stats, run
+from .api import await_, gather, pool_stats, run
 from .blocks import atomic, connection, iterate
+from .bridge import in_run
 from .decorator import awaitable
 from .errors import (
     Abandoned,
     BlockingBackend,
+    ConnectionInUse,
     GreenormError,
     NotInRun,
     OpenTransaction,
@@ -29,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Abandoned",
     "BlockingBackend",
+    "ConnectionInUse",
     "GreenormError",
     "NotInRun",
     "OpenTransaction",

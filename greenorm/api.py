@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured
@@ -44,7 +44,9 @@ def _refuse_what_is_not_sync(fn: object) -> None:
         return
     if inspect.iscoroutine(fn):
         fn.close()
-        raise TypeError(f"run() takes a sync function, not the coroutine of {fn.__qualname__}(): write `await` before it")
+        raise TypeError(
+            f"run() takes a sync function, not the coroutine of {fn.__qualname__}(): write `await` before it"
+        )
     if inspect.isawaitable(fn):
         raise TypeError(f"run() takes a sync function, not an awaitable {type(fn).__name__}: write `await` before it")
     if iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn):
@@ -54,7 +56,7 @@ def _refuse_what_is_not_sync(fn: object) -> None:
             f"or in sync code inside a run `greenorm.await_({name}(...))`"
         )
     if not callable(fn):
-        hint = "list(...)" if isinstance(fn, Iterable) else "..."
+        hint = "list(...)" if hasattr(fn, "__iter__") else "..."
         raise TypeError(f"run() takes a sync function, not {type(fn).__name__}: write `run(lambda: {hint})`")
 
 
@@ -68,7 +70,7 @@ def await_(awaitable: Awaitable[T]) -> T:
     return scope.wait_for(awaitable) if in_run() else bridge.await_(awaitable)
 
 
-def gather(*fns: Callable[[], Any]) -> list[Any]:
+def gather(*fns: Callable[[], T]) -> list[T]:
     """Run several sync callables at once, from sync code inside a run, each on a connection of its own.
 
     Awaited: all of them, as many at a time as the pool of the default alias has connections; other tasks run
@@ -95,10 +97,10 @@ def gather(*fns: Callable[[], Any]) -> list[Any]:
     return await_(_gather(fns, limit.options.limit if limit is not None else len(fns)))
 
 
-async def _gather(fns: tuple[Callable[[], Any], ...], limit: int) -> list[Any]:
+async def _gather(fns: tuple[Callable[[], T], ...], limit: int) -> list[T]:
     slots = asyncio.Semaphore(limit)
 
-    async def one(fn: Callable[[], Any]) -> Any:
+    async def one(fn: Callable[[], T]) -> T:
         async with slots:
             return await run(fn)
 

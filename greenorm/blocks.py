@@ -9,7 +9,7 @@ import asyncio
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 
 from asgiref.sync import iscoroutinefunction
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
@@ -23,8 +23,7 @@ from .scope import Scope
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from typing_extensions import Self
+    from typing import Self
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,7 +48,9 @@ class _Block:
     def __enter__(self) -> None:
         if not in_run() and _loop_is_running():
             name = type(self).__name__.lower()
-            raise NotInRun(f"`with greenorm.{name}()` was used in async code, where it is `async with greenorm.{name}()`.")
+            raise NotInRun(
+                f"`with greenorm.{name}()` was used in async code, where it is `async with greenorm.{name}()`."
+            )
         self._enter(carried())
 
     def __exit__(
@@ -120,7 +121,7 @@ class Atomic(_Block):
             @functools.wraps(fn)
             async def call_async(*args: P.args, **kwargs: P.kwargs) -> Any:
                 async with Atomic(*options):
-                    return await fn(*args, **kwargs)  # type: ignore[misc]  # reason: it is a coroutine function
+                    return await fn(*args, **kwargs)
 
             return call_async  # type: ignore[return-value]  # reason: as async as `fn` is
 
@@ -244,7 +245,9 @@ class iterate(Generic[T]):  # noqa: N801 - reads as the function that it is to i
     closes the cursor and gives the connection back; `async with` or `aclose()` waits until that is done.
     """
 
-    def __init__(self, source: QuerySet[Any, T] | RawQuerySet[Any] | Iterable[T], chunk_size: int | None = None) -> None:
+    def __init__(
+        self, source: QuerySet[Any, T] | RawQuerySet[Any] | Iterable[T], chunk_size: int | None = None
+    ) -> None:
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}, but must be at least 1")
         options = {}
@@ -253,9 +256,9 @@ class iterate(Generic[T]):  # noqa: N801 - reads as the function that it is to i
             options = {"chunk_size": chunk_size}
         elif isinstance(source, RawQuerySet):
             chunk_size = chunk_size or 2000
-        elif not isinstance(source, Iterable):
+        elif not hasattr(source, "__iter__"):
             raise TypeError(f"iterate() takes a queryset or another sync iterable, not {type(source).__name__}")
-        self._slices: _Slices[T] = _Slices(source, chunk_size or 1, options)
+        self._slices: _Slices[T] = _Slices(cast("Iterable[T]", source), chunk_size or 1, options)
         self._advancing = False
 
     def __aiter__(self) -> Self:

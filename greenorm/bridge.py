@@ -57,7 +57,7 @@ class _OrmSide(greenlet):
     held: asyncio.CancelledError | None = None
     dying: bool = False
 
-    def run(self) -> None:
+    def run(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # reason: greenlet calls what it finds
         # The result goes up without a local name: a parked side must keep nothing of its last job alive.
         while True:
             self.task_side.switch(_Done(self.job()))
@@ -102,7 +102,7 @@ def spawn(job: Callable[[], T], carrying: object = None) -> Generator[Any, Any, 
         while type(request) is not _Done:
             try:
                 if type(request) is _Awaited:
-                    answer = yield from _wait_for(request.awaitable)
+                    answer = yield from cast("Generator[Any, Any, Any]", _wait_for(request.awaitable))
                 else:
                     answer = yield request
             except GeneratorExit:
@@ -136,7 +136,7 @@ def spawn(job: Callable[[], T], carrying: object = None) -> Generator[Any, Any, 
 def _wait_for(awaitable: Awaitable[T]) -> Generator[Any, Any, T]:
     if isinstance(awaitable, Generator):  # a generator-based coroutine, awaitable without an __await__
         return cast(T, (yield from awaitable))
-    return cast(T, (yield from awaitable.__await__()))
+    return (yield from awaitable.__await__())
 
 
 def _switch_up(request: object) -> Any:
@@ -167,7 +167,7 @@ def drive(coro: Coroutine[Any, Any, T]) -> T:
     try:
         request = coro.send(None)
         while True:
-            error = None
+            error = answer = None
             try:
                 answer = _switch_up(request)
             except BaseException as exc:

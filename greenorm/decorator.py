@@ -6,7 +6,7 @@ import asyncio
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 
@@ -15,9 +15,11 @@ from .blocks import iterate
 from .bridge import in_run
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -63,6 +65,13 @@ class AwaitableFunction(_Helper[P, T]):
 
     if TYPE_CHECKING:
 
+        @overload
+        def __get__(self, instance: None, owner: type | None = None) -> Self: ...
+        @overload
+        def __get__(
+            self: AwaitableFunction[Concatenate[S, Q], T], instance: S, owner: type | None = None
+        ) -> AwaitableFunction[Q, T]: ...
+        def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]: ...
 
 
@@ -74,6 +83,13 @@ class AwaitableGenerator(_Helper[P, Iterator[T]]):
 
     if TYPE_CHECKING:
 
+        @overload
+        def __get__(self, instance: None, owner: type | None = None) -> Self: ...
+        @overload
+        def __get__(
+            self: AwaitableGenerator[Concatenate[S, Q], T], instance: S, owner: type | None = None
+        ) -> AwaitableGenerator[Q, T]: ...
+        def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> iterate[T]: ...
 
 
@@ -88,7 +104,9 @@ def _in_sync_code() -> bool:
 
 
 @overload
-def awaitable(fn: Callable[P, Iterator[T]], /) -> AwaitableGenerator[P, T]: ...
+def awaitable(  # type: ignore[overload-overlap]  # reason: a generator function is the special case
+    fn: Callable[P, Iterator[T]], /
+) -> AwaitableGenerator[P, T]: ...
 @overload
 def awaitable(fn: Callable[P, T], /) -> AwaitableFunction[P, T]: ...
 def awaitable(fn: Any, /) -> Any:
@@ -100,9 +118,10 @@ def awaitable(fn: Any, /) -> Any:
     `.sync` is the original. Raises TypeError for what is async already, or cannot be called.
     """
     if isinstance(fn, (staticmethod, classmethod)):
-        return type(fn)(awaitable(fn.__func__))
+        method = cast("classmethod[Any, Any, Any]", fn)
+        return type(method)(cast("Any", awaitable)(method.__func__))
     if isinstance(fn, _Helper):
-        return fn
+        return cast("Any", fn)
     if iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn):
         raise TypeError(f"@greenorm.awaitable is for sync functions; {fn.__qualname__} is async already")
     if not callable(fn):

@@ -8,14 +8,17 @@ Contract: on the ORM side of a run all of this waits through the bridge. Anywher
 was handed a connection) the same objects block, as psycopg's own would; where a run is dying they close instead.
 """
 
+# The cursors are typed as Any: they look sync, and derive from async ones. A face has properties for attributes.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# pyright: reportIncompatibleVariableOverride=false
+
 from __future__ import annotations
 
 import asyncio
 import logging
 import select
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from time import monotonic
 from traceback import clear_frames
 from types import TracebackType
@@ -27,13 +30,14 @@ from django.core.exceptions import ImproperlyConfigured
 from psycopg import errors as e
 from psycopg import pq, waiting
 from psycopg.abc import PQGen
+from psycopg.rows import tuple_row
 from psycopg.waiting import Ready, Wait
 
-from .bridge import DYING, INTERRUPTS, drive, dying, hold, in_run, to_completion
-from .errors import InterfaceError, StaleCursor
+from .bridge import DYING, INTERRUPTS, drive, dying, in_run, to_completion
+from .errors import ConnectionInUse, StaleCursor
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 T = TypeVar("T")
 
@@ -81,17 +85,18 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     face_cursor_factory: type[Any] = psycopg.ClientCursor
     # Where it was borrowed from, and whether Django has set it up.
     pool: Any = None
+    # When it is to be closed, and when it became idle, on the clock of time.monotonic.
+    expires_at: float = 0.0
+    idle_since: float = 0.0
     ready: bool = False
     wrapper_isolation_level: Any = None
-    # When it became idle in its pool, on the clock of time.monotonic.
-    idle_since: float = 0.0
     # The sends of connection_created, and the like, may leave wrappers around execute(): they stay with the session.
     execute_wrappers: tuple[Any, ...] = ()
     _blocking: bool = False
     _face: ReferenceType[Connection] | None = None
     _last_yield: float = 0.0
 
-    def __init__(self, pgconn: Any, row_factory: Any = psycopg.rows.tuple_row) -> None:
+    def __init__(self, pgconn: Any, row_factory: Any = tuple_row) -> None:
         super().__init__(pgconn, row_factory)
         self.__dict__.update(_async_parts(self))
 
@@ -112,7 +117,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     @property
     def face(self) -> Connection:
         """The sync face of this session; the same object for as long as anybody holds it."""
-        face = self._face and self._face()
+        face = None if self._face is None else self._face()
         if face is None:
             face = Connection(self)
             self._face = ref(face)
@@ -134,7 +139,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         if not in_run():
             return self._call_blocking(coro)
         try:
-            return drive(to_completion(coro, CLEANUP_SECONDS))
+            return drive(cast("Coroutine[Any, Any, T]", to_completion(coro, CLEANUP_SECONDS)))
         except TimeoutError as exc:
             self.abandon()
             raise e.OperationalError(f"the server did not answer, the connection was closed: {exc}") from exc
@@ -148,7 +153,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         finally:
             self._blocking = blocking
         coro.close()
-        raise InterfaceError(
+        raise ConnectionInUse(
             f"The connection {self!r} is in use by a run; sync code outside of it cannot wait for its turn. "
             "Use a connection in one place at a time."
         )
@@ -220,6 +225,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
 
     def abandon(self) -> None:
         """Close the connection at once, without waiting for anything."""
+        self._closed = True
         self.pgconn.finish()
 
     def remember(self) -> None:
@@ -264,18 +270,18 @@ def _async_parts(session: AsyncConnection) -> dict[str, Any]:
     }
 
 
-def ready_now(fd: int, state: Wait) -> Ready:
+def ready_now(fd: int, state: int) -> int:
     poll = select.poll()
     poll.register(fd, (select.POLLIN if state & Wait.R else 0) | (select.POLLOUT if state & Wait.W else 0))
-    ready = Ready.NONE
+    ready = 0
     for _, event in poll.poll(0):
-        ready |= Ready.R if event & select.POLLIN else Ready.NONE
-        ready |= Ready.W if event & select.POLLOUT else Ready.NONE
+        ready |= Ready.R if event & select.POLLIN else 0
+        ready |= Ready.W if event & select.POLLOUT else 0
     return ready
 
 
-async def _readiness(loop: asyncio.AbstractEventLoop, fd: int, state: Wait, deadline: float | None) -> Ready:
-    future: asyncio.Future[Ready] = loop.create_future()
+async def _readiness(loop: asyncio.AbstractEventLoop, fd: int, state: int, deadline: float | None) -> int:
+    future: asyncio.Future[int] = loop.create_future()
     timer = None
     if deadline is not None:
         timer = loop.call_later(deadline - monotonic(), _fail, future, e._WaitTimeout("wait timeout expired"))
@@ -293,12 +299,12 @@ async def _readiness(loop: asyncio.AbstractEventLoop, fd: int, state: Wait, dead
             loop.remove_writer(fd)
 
 
-def _wake(future: asyncio.Future[Ready], ready: Ready) -> None:
+def _wake(future: asyncio.Future[int], ready: int) -> None:
     if not future.done():
         future.set_result(ready)
 
 
-def _fail(future: asyncio.Future[Ready], exc: Exception) -> None:
+def _fail(future: asyncio.Future[int], exc: Exception) -> None:
     if not future.done():
         future.set_exception(exc)
 
@@ -323,7 +329,7 @@ class Connection(psycopg.Connection[Any]):
         pass
 
     @property
-    def cursor_factory(self) -> type[Any]:  # type: ignore[override]  # reason: the shared state has the async one
+    def cursor_factory(self) -> type[Any]:
         """The sync cursor class that `cursor()` stands for."""
         return self.session.face_cursor_factory
 
@@ -372,11 +378,17 @@ class Connection(psycopg.Connection[Any]):
 
     def close(self) -> None:
         """Close the connection to the server. Never waits."""
-        self._closed = True
-        self.pgconn.finish()
+        self.session.abandon()
 
 
-class _SyncLooking:
+if TYPE_CHECKING:
+    # Typed, these would be AsyncCursors whose every method has the wrong type, which is their very purpose.
+    _AnyCursor: Any = object
+else:
+    _AnyCursor = object
+
+
+class _SyncLooking(_AnyCursor):  # type: ignore[misc]  # reason: see _AnyCursor
     """AsyncCursor's coroutine methods as plain ones. Mirrors psycopg.Cursor, psycopg 3.3."""
 
     _conn: AsyncConnection
@@ -464,7 +476,7 @@ class _SyncLooking:
                 yield copy
         self._select_current_result(0)
 
-    def _each(self, items: AsyncIterator[T]) -> Iterator[T]:
+    def _each(self, items: AsyncGenerator[T]) -> Iterator[T]:
         try:
             while True:
                 try:
@@ -516,7 +528,7 @@ class ClientCursor(_SyncLooking, psycopg.AsyncClientCursor[Any]):  # type: ignor
     """psycopg.AsyncClientCursor in the shape of psycopg.ClientCursor."""
 
 
-_BRIDGED = {
+_BRIDGED: dict[type[Any], type[Any]] = {
     psycopg.Cursor: Cursor,
     psycopg.ClientCursor: ClientCursor,
     psycopg.ServerCursor: ServerCursor,
@@ -524,13 +536,23 @@ _BRIDGED = {
     psycopg.RawServerCursor: RawServerCursor,
 }
 # Names in a class body that are not behaviour.
-_BLANK = set("""
-    __module__ __doc__ __qualname__ __firstlineno__ __static_attributes__ __dict__ __weakref__ __slots__
-    __orig_bases__ __parameters__ __annotations__ __annotate__ __annotate_func__
-""".split())
+_BLANK = {
+    "__module__",
+    "__doc__",
+    "__qualname__",
+    "__firstlineno__",
+    "__static_attributes__",
+    "__dict__",
+    "__weakref__",
+    "__slots__",
+    "__orig_bases__",
+    "__parameters__",
+    "__annotations__",
+    "__annotate__",
+    "__annotate_func__",
+}
 
 
-@cache
 def bridged(sync_class: type[Any]) -> type[Any]:
     """Return the AsyncCursor class that does for a session what `sync_class` does for a sync connection.
 
@@ -540,7 +562,7 @@ def bridged(sync_class: type[Any]) -> type[Any]:
     """
     if sync_class in _BRIDGED:
         return _BRIDGED[sync_class]
-    if not (isinstance(sync_class, type) and issubclass(sync_class, psycopg.Cursor)):
+    if not (isinstance(cast("Any", sync_class), type) and issubclass(sync_class, psycopg.Cursor)):
         raise ImproperlyConfigured(
             f"OPTIONS['cursor_factory'] is {sync_class!r}, which is not a subclass of psycopg.Cursor. Name a sync "
             "cursor class, as for Django's own backend (psycopg.ClientCursor, psycopg.Cursor or a child of one)."
@@ -550,4 +572,6 @@ def bridged(sync_class: type[Any]) -> type[Any]:
     bases = [bridged(base) if issubclass(base, psycopg.Cursor) else base for base in sync_class.__bases__]
     if any(issubclass(base, psycopg.Cursor) for base in bases):
         return sync_class
-    return type(sync_class.__name__, tuple(bases), {"__doc__": sync_class.__doc__, "__module__": __name__})
+    body = {"__doc__": sync_class.__doc__, "__module__": __name__}
+    _BRIDGED[sync_class] = type(sync_class.__name__, tuple(bases), body)
+    return _BRIDGED[sync_class]

@@ -30,6 +30,10 @@ class OpenTransaction(GreenormError, InterfaceError):
     """The call needs connections of its own and cannot be made inside an open transaction: move it outside."""
 
 
+class ConnectionInUse(GreenormError, InterfaceError):
+    """Two pieces of code use one connection at once: let them take turns, or give each its own."""
+
+
 class Abandoned(GreenormError, InterfaceError):
     """The run can wait no more, since its task or event loop is gone; its connection has been closed."""
 

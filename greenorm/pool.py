@@ -15,10 +15,10 @@ import logging
 import os
 import random
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, fields
 from time import monotonic
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from warnings import warn
 from weakref import ReferenceType, ref
 
@@ -27,6 +27,8 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from .bridge import drive, dying, in_run
 from .driver import IDLE, AsyncConnection, Connection, ready_now
+
+T = TypeVar("T")
 
 logger = logging.getLogger("greenorm")
 
@@ -179,7 +181,7 @@ class Pool:
         try:
             session = drive(self._connect_within(deadline))
             self._in_use.add(session)
-            session._expire_at = monotonic() + self.options.max_lifetime * (1 - random.random() * 0.05)
+            session.expires_at = monotonic() + self.options.max_lifetime * (1 - random.random() * 0.05)
             session.pool = self
             self._opened += 1
             if self._configure is not None:
@@ -308,7 +310,7 @@ class Pool:
         return session.pgconn.transaction_status == IDLE
 
     def _pass_on(self, session: AsyncConnection) -> None:
-        if self._closed or session.closed or monotonic() >= session._expire_at:
+        if self._closed or session.closed or monotonic() >= session.expires_at:
             self._discard(session)
         elif (waiter := self._next_waiter()) is not None:
             waiter.set_result(session)
@@ -324,7 +326,6 @@ class Pool:
 
     def _close(self, session: AsyncConnection) -> None:
         session.borrow += 1
-        session._closed = True
         session.abandon()
         self._size -= 1
         self._gone += 1
@@ -406,7 +407,7 @@ class Pool:
         return f"connection pool {self.options.name!r}"
 
 
-async def _result(future: asyncio.Future[Any]) -> Any:
+async def _result(future: asyncio.Future[T]) -> T:
     return await future
 
 
@@ -415,12 +416,12 @@ async def _close_portals(session: AsyncConnection) -> None:
 
 
 # Pools by event loop, and in it by what they connect to.
-_pools: dict[asyncio.AbstractEventLoop, dict[Hashable, Pool]] = {}
+_pools: dict[asyncio.AbstractEventLoop, dict[tuple[Any, ...], Pool]] = {}
 # Pools of the parent process: their sockets are the parent's, so that not even a finalizer may see them.
 _of_parent: list[object] = []
 
 
-def pools() -> dict[Hashable, Pool]:
+def pools() -> dict[tuple[Any, ...], Pool]:
     """Return the pools of the running event loop, by key. Raises RuntimeError where no loop is running."""
     loop = asyncio.get_running_loop()
     of_loop = _pools.get(loop)

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
 import django.utils.asyncio
@@ -88,8 +88,10 @@ class Scope:
 
     def find(self, alias: str) -> Any:
         """Return the wrapper of `alias`, or None where it is still to be made."""
-        wrapper = self.wrappers.get(alias)
-        if wrapper is None and (wrapper := _opened_by_sync_code(alias)) is not None:
+        if alias in self.wrappers:
+            return self.wrappers[alias]
+        wrapper = _opened_by_sync_code(alias)
+        if wrapper is not None:
             self.refuse_inherited(alias, wrapper)
             turn = _turn(wrapper)
             bridge.drive(_acquire(turn))
@@ -187,7 +189,7 @@ def in_transaction(wrapper: Any) -> bool:
 
 # Transactions that sync code has opened: in this thread, or in the one that waits for this loop in async_to_sync.
 
-_sync_wrappers: dict[int, WeakSet[Any]] = {}
+_sync_wrappers: dict[int | None, WeakSet[Any]] = {}
 
 
 def note_sync_connection(wrapper: Any) -> None:
@@ -200,12 +202,16 @@ def _opened_by_sync_code(alias: str) -> Any:
         return None
     for ident in _sync_threads():
         for wrapper in list(_sync_wrappers.get(ident, ())):
-            if wrapper.alias == alias and in_transaction(wrapper) and wrapper.settings_dict is connections.settings[alias]:
+            if (
+                wrapper.alias == alias
+                and in_transaction(wrapper)
+                and wrapper.settings_dict is connections.settings[alias]
+            ):
                 return wrapper
     return None
 
 
-def _sync_threads() -> Iterator[int]:
+def _sync_threads() -> Iterator[int | None]:
     yield threading.get_ident()
     # asgiref keeps the executor of the waiting thread by context, and by loop for tasks with a context of their own.
     for executor in (
@@ -219,7 +225,7 @@ def _sync_threads() -> Iterator[int]:
 def _turn(wrapper: Any) -> asyncio.Lock:
     loop = asyncio.get_running_loop()
     owner, turn = getattr(wrapper, "_turn", (None, None))
-    if owner is not loop:
+    if turn is None or owner is not loop:
         turn = asyncio.Lock()
         wrapper._turn = loop, turn
     return turn
@@ -264,7 +270,10 @@ class _ScopedStorage:
             raise AttributeError(alias)
 
 
-_get_running_loop = django.utils.asyncio.get_running_loop
+# Private names of Django, that its type stubs do not have either.
+_handler: Any = connections
+_guard: Any = django.utils.asyncio
+_get_running_loop: Callable[[], asyncio.AbstractEventLoop] = _guard.get_running_loop
 
 
 def _running_loop_of_async_code() -> asyncio.AbstractEventLoop:
@@ -276,17 +285,17 @@ def _running_loop_of_async_code() -> asyncio.AbstractEventLoop:
 
 def install() -> None:
     """Let `django.db.connections` and Django's `async_unsafe` guard see runs. Called by the first run; idempotent."""
-    if not isinstance(connections._connections, _ScopedStorage):
-        connections._connections = _ScopedStorage(connections._connections)
-        django.utils.asyncio.get_running_loop = _running_loop_of_async_code
+    if not isinstance(_handler._connections, _ScopedStorage):
+        _handler._connections = _ScopedStorage(_handler._connections)
+        _guard.get_running_loop = _running_loop_of_async_code
 
 
 def uninstall() -> None:
     """Undo `install`. Not while a run is under way."""
-    storage = connections._connections
+    storage = _handler._connections
     if isinstance(storage, _ScopedStorage):
-        connections._connections = storage._outside
-        django.utils.asyncio.get_running_loop = _get_running_loop
+        _handler._connections = storage._outside
+        _guard.get_running_loop = _get_running_loop
 
 
 # Aliases of other backends
@@ -294,7 +303,7 @@ def uninstall() -> None:
 
 def blocking_aliases() -> Iterable[str]:
     """Return the aliases that may block the event loop, by `GREENORM = {"BLOCKING_ALIASES": [...]}`."""
-    return getattr(settings, "GREENORM", {}).get("BLOCKING_ALIASES", ())
+    return cast("Iterable[str]", getattr(settings, "GREENORM", {}).get("BLOCKING_ALIASES", ()))
 
 
 def _refuse_blocking(alias: str, wrapper: Any) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -29,7 +28,7 @@ _stack = ExitStack()
 def pytest_configure(config: pytest.Config) -> None:
     dsn = os.environ.get("GREENORM_TEST_DSN") or _stack.enter_context(embedded_server())
     names = [f"greenorm_{os.getpid()}", f"greenorm_{os.getpid()}_other"]
-    _stack.enter_context(_databases(dsn, names))
+    _stack.enter_context(Databases(dsn, names))
     default, other = (make_conninfo(dsn, dbname=name) for name in names)
     settings.configure(
         DATABASES={
@@ -57,7 +56,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     _stack.close()
 
 
-class _databases:
+class Databases:
     def __init__(self, dsn: str, names: list[str]) -> None:
         self.dsn, self.names = dsn, names
 
@@ -72,7 +71,9 @@ class _databases:
                 conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
 
 

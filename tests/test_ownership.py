@@ -198,7 +198,12 @@ async def test_query_logs_execute_wrappers_and_savepoints_stay_with_their_run() 
 
     def looks() -> list[Any]:
         Owner.objects.count()
-        return [connection.force_debug_cursor, connection.execute_wrappers, connection.queries, connection.savepoint_state]
+        return [
+            connection.force_debug_cursor,
+            connection.execute_wrappers,
+            connection.queries,
+            connection.savepoint_state,
+        ]
 
     await greenorm.run(leaves_things_behind)
     assert await greenorm.run(looks) == [False, [], [], 0]
@@ -217,7 +222,14 @@ async def test_what_a_run_changed_of_its_connection_is_undone() -> None:
 
     def looks() -> list[Any]:
         backend, conn = pid(), connection.connection
-        return [backend, conn.isolation_level, conn.read_only, conn.autocommit, conn.prepare_threshold, conn._notice_handlers]
+        return [
+            backend,
+            conn.isolation_level,
+            conn.read_only,
+            conn.autocommit,
+            conn.prepare_threshold,
+            conn._notice_handlers,
+        ]
 
     backend = await greenorm.run(changes)
     assert await greenorm.run(looks) == [backend, None, None, True, None, []]

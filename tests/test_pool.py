@@ -263,7 +263,11 @@ async def test_a_failing_reset_closes_the_connection(caplog: pytest.LogCaptureFi
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"min_size": -1}, "negative"), ({"min_size": 5, "max_size": 2}, "at least min_size, 5"), ({"min_size": 0}, "at least 1")],
+    [
+        ({"min_size": -1}, "negative"),
+        ({"min_size": 5, "max_size": 2}, "at least min_size, 5"),
+        ({"min_size": 0}, "at least 1"),
+    ],
 )
 def test_sizes_that_make_no_sense_are_refused(options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -11,12 +11,12 @@ import logging
 from collections.abc import Callable
 from functools import wraps
 from inspect import isawaitable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import async_to_sync
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
-from django.db.backends.postgresql.base import TIMESTAMPTZ_OID, ServerSideCursor
+from django.db.backends.postgresql import base as postgresql
 from django.db.backends.postgresql.psycopg_any import register_tzloader
 from psycopg import Capabilities, pq
 
@@ -44,7 +44,13 @@ class _Borrowed:
         return self.conn
 
 
-class AwaitableMixin:
+if TYPE_CHECKING:
+    _Wrapper = postgresql.DatabaseWrapper
+else:
+    _Wrapper = object  # goes before a wrapper class, and is none itself
+
+
+class AwaitableMixin(_Wrapper):
     """Mixed in before a PostgreSQL DatabaseWrapper, lets it be used inside `greenorm.run`."""
 
     can_await = True
@@ -188,7 +194,7 @@ class AwaitableMixin:
 
     def _close(self) -> None:
         if not isinstance(self.connection, Connection):
-            super()._close()
+            super()._close()  # type: ignore[misc]  # reason: private in Django, and not in its type stubs
         elif self._sync_connection is not None:
             self.connection.close()
         else:
@@ -224,8 +230,8 @@ class AwaitableMixin:
             return super().create_cursor(name)
         if self.settings_dict["OPTIONS"].get("server_side_binding") is True:
             return super().create_cursor(name)
-        cursor = bridged(ServerSideCursor)(conn.session, name, scrollable=False, withhold=conn.autocommit)
-        if self.timezone != cursor.adapters.get_loader(TIMESTAMPTZ_OID, pq.Format.TEXT).timezone:
+        cursor = bridged(postgresql.ServerSideCursor)(conn.session, name, scrollable=False, withhold=conn.autocommit)
+        if self.timezone != cursor.adapters.get_loader(postgresql.TIMESTAMPTZ_OID, pq.Format.TEXT).timezone:
             register_tzloader(self.timezone, cursor)
         return cursor
 
@@ -249,7 +255,8 @@ class AwaitableMixin:
     def run_and_clear_commit_hooks(self) -> None:
         """Run what on_commit has collected. A cancellation that came during COMMIT waits until it has run."""
         held = bridge.hold(None) if bridge.in_run() else None
-        self.run_on_commit = [(sids, _finished(func), robust) for sids, func, robust in self.run_on_commit]
+        hooks: list[Any] = self.run_on_commit
+        self.run_on_commit = [(sids, _finished(func), *robust) for sids, func, *robust in hooks]
         try:
             super().run_and_clear_commit_hooks()
         finally:
