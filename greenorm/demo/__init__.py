@@ -1,1 +1,1 @@
-"""`python -m greenorm demo`: real relational data, unchanged sync functions, and two ways of awaiting them."""
+"""What `python -m greenorm demo` runs: a small Django project, and a comparison that anyone can repeat."""
