@@ -100,6 +100,7 @@ def own_schema(dsn: str) -> Generator[Schema]:
     try:
         with conn:
             own_dsn, server_version = _create(conn, dsn, name)
+        _connect(own_dsn).close()  # a pooler in between may refuse what it says
         yield Schema(name, own_dsn, server_version)
     finally:
         _drop(dsn, name)
