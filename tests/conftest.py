@@ -21,6 +21,7 @@ from django.test import SimpleTestCase
 from psycopg.conninfo import make_conninfo
 
 from greenorm.demo.server import database_settings, embedded_server
+from tests.servers import system_server, with_postgis
 
 _stack = ExitStack()
 
@@ -30,13 +31,23 @@ def pytest_configure(config: pytest.Config) -> None:
     names = [f"greenorm_{os.getpid()}", f"greenorm_{os.getpid()}_other"]
     _stack.enter_context(Databases(dsn, names))
     default, other = (make_conninfo(dsn, dbname=name) for name in names)
+    aliases = {}
+    apps = ["django.contrib.contenttypes", "django.contrib.auth", "tests.shop"]
+    if (programs := with_postgis()) is not None:
+        dsn = _stack.enter_context(system_server(programs))
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            conn.execute("CREATE EXTENSION postgis; CREATE EXTENSION hstore; CREATE EXTENSION citext")
+        aliases["places"] = {**database_settings(dsn), "ENGINE": "greenorm.backends.postgis"}
+        apps += ["django.contrib.postgres", "django.contrib.gis", "tests.places"]
     settings.configure(
         DATABASES={
+            **aliases,
             "default": database_settings(default, pool={"min_size": 0, "max_size": 4}),
             "other": database_settings(other),
             "local": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"},
         },
-        INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "tests.shop"],
+        INSTALLED_APPS=apps,
+        DATABASE_ROUTERS=["tests.places.models.Router"] if aliases else [],
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         SECRET_KEY="tests",
         USE_TZ=True,
@@ -44,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
         PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"],
     )
     django.setup()
-    for alias in ("default", "other"):
+    for alias in ("default", "other", *aliases):
         call_command("migrate", database=alias, run_syncdb=True, verbosity=0)
         connections[alias].close()
         connections[alias].close_pool()
