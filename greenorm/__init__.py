@@ -11,7 +11,7 @@ if _sysconfig.get_config_var("Py_GIL_DISABLED"):
     )
 
 from .api import await_, gather, pool_stats, run
-from .blocks import atomic, connection, iterate
+from .blocks import atomic, connection
 from .bridge import in_run
 from .decorator import awaitable
 from .errors import (
@@ -24,7 +24,8 @@ from .errors import (
     SharedScope,
     StaleCursor,
 )
-from .pool import PoolStats
+from .iteration import iterate
+from .pool_options import PoolStats
 
 __version__ = "0.1.0"
 

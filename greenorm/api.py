@@ -15,13 +15,13 @@ from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from . import bridge, scope
+from . import bridge, hooks, scope
 from .bridge import in_run
 from .errors import NotInRun, OpenTransaction
 
 if TYPE_CHECKING:
     from .backends.mixin import AwaitableMixin
-    from .pool import PoolStats
+    from .pool_options import PoolStats
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,6 +36,7 @@ async def run(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     server and raises CancelledError in `fn`, where it waits. Raises TypeError where `fn` is no sync callable.
     """
     _refuse_what_is_not_sync(fn)
+    hooks.install()
     return await scope.work(functools.partial(fn, *args, **kwargs))
 
 

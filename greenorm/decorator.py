@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar,
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 
 from .api import run
-from .blocks import iterate
 from .bridge import in_run
+from .iteration import iterate
+from .scope import loop_is_running
 
 if TYPE_CHECKING:
     from typing import Self
@@ -42,7 +42,7 @@ class _Helper(Generic[P, T]):
         return bound
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        if _in_sync_code():
+        if in_run() or not loop_is_running():
             return self.sync(*args, **kwargs)
         return self._in_async_code(*args, **kwargs)
 
@@ -91,16 +91,6 @@ class AwaitableGenerator(_Helper[P, Iterator[T]]):
         ) -> AwaitableGenerator[Q, T]: ...
         def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> iterate[T]: ...
-
-
-def _in_sync_code() -> bool:
-    if in_run():
-        return True
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return True
-    return False
 
 
 @overload

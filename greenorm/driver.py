@@ -1,4 +1,4 @@
-"""psycopg's AsyncConnection and AsyncCursors, in the shape of the sync objects that Django expects.
+"""psycopg's AsyncConnection, in the shape of the sync connection that Django expects.
 
 A *session* is an `AsyncConnection`: what waits for the server. Its *face* is a `Connection`, a psycopg.Connection
 over the same libpq connection and the same state, whose every wait is awaited by the session. Cursors of a face are
@@ -8,33 +8,30 @@ Contract: on the ORM side of a run all of this waits through the bridge. Anywher
 was handed a connection) the same objects block, as psycopg's own would; where a run is dying they close instead.
 """
 
-# The cursors are typed as Any: they look sync, and derive from async ones. A face has properties for attributes.
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# A face has properties where psycopg has attributes.
 # pyright: reportIncompatibleVariableOverride=false
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import select
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from time import monotonic
 from traceback import clear_frames
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import ReferenceType, ref
 
 import psycopg
-from django.core.exceptions import ImproperlyConfigured
 from psycopg import errors as e
 from psycopg import pq, waiting
 from psycopg.abc import PQGen
 from psycopg.rows import tuple_row
-from psycopg.waiting import Ready, Wait
+from psycopg.waiting import Wait
 
-from .bridge import DYING, INTERRUPTS, drive, dying, in_run, to_completion
-from .errors import ConnectionInUse, StaleCursor
+from .bridge import DYING, INTERRUPTS, drive, in_run, to_completion
+from .cursors import bridged
+from .errors import ConnectionInUse
+from .readiness import readiness, ready_now
 
 if TYPE_CHECKING:
     from typing import Self
@@ -191,7 +188,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
                         await asyncio.sleep(0)
                         self._last_yield = monotonic()
                 else:
-                    ready = await _readiness(loop, fd, state, deadline)
+                    ready = await readiness(loop, fd, state, deadline)
                     self._last_yield = monotonic()
                 state = gen.send(ready)
         except OSError as exc:
@@ -270,45 +267,6 @@ def _async_parts(session: AsyncConnection) -> dict[str, Any]:
     }
 
 
-def ready_now(fd: int, state: int) -> int:
-    poll = select.poll()
-    poll.register(fd, (select.POLLIN if state & Wait.R else 0) | (select.POLLOUT if state & Wait.W else 0))
-    ready = 0
-    for _, event in poll.poll(0):
-        ready |= Ready.R if event & select.POLLIN else 0
-        ready |= Ready.W if event & select.POLLOUT else 0
-    return ready
-
-
-async def _readiness(loop: asyncio.AbstractEventLoop, fd: int, state: int, deadline: float | None) -> int:
-    future: asyncio.Future[int] = loop.create_future()
-    timer = None
-    if deadline is not None:
-        timer = loop.call_later(deadline - monotonic(), _fail, future, e._WaitTimeout("wait timeout expired"))
-    try:
-        if state & Wait.R:
-            loop.add_reader(fd, _wake, future, Ready.R)
-        if state & Wait.W:
-            loop.add_writer(fd, _wake, future, Ready.W)
-        return await future
-    finally:
-        if timer is not None:
-            timer.cancel()
-        if not loop.is_closed():
-            loop.remove_reader(fd)
-            loop.remove_writer(fd)
-
-
-def _wake(future: asyncio.Future[int], ready: int) -> None:
-    if not future.done():
-        future.set_result(ready)
-
-
-def _fail(future: asyncio.Future[int], exc: Exception) -> None:
-    if not future.done():
-        future.set_exception(exc)
-
-
 class Connection(psycopg.Connection[Any]):
     """The sync face of a session: a psycopg.Connection to look at, awaited by the session wherever it waits.
 
@@ -350,7 +308,7 @@ class Connection(psycopg.Connection[Any]):
         else:
             options.pop("scrollable", None)
             options.pop("withhold", None)
-            factory = bridged(self.cursor_factory)
+            factory: Any = bridged(self.cursor_factory)
             if issubclass(factory, psycopg.AsyncCursor):
                 cursor = factory(self.session, **options)
             else:
@@ -379,199 +337,3 @@ class Connection(psycopg.Connection[Any]):
     def close(self) -> None:
         """Close the connection to the server. Never waits."""
         self.session.abandon()
-
-
-if TYPE_CHECKING:
-    # Typed, these would be AsyncCursors whose every method has the wrong type, which is their very purpose.
-    _AnyCursor: Any = object
-else:
-    _AnyCursor = object
-
-
-class _SyncLooking(_AnyCursor):  # type: ignore[misc]  # reason: see _AnyCursor
-    """AsyncCursor's coroutine methods as plain ones. Mirrors psycopg.Cursor, psycopg 3.3."""
-
-    _conn: AsyncConnection
-
-    def __init__(self, session: AsyncConnection, *args: Any, **kwargs: Any) -> None:
-        super().__init__(session, *args, **kwargs)
-        self._borrow = session.borrow
-        session.open_cursors += 1
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True) and self._borrow == self._conn.borrow:
-            self._conn.open_cursors -= 1  # an open portal stays counted, until the session is given back
-
-    def _call(self, coro: Coroutine[Any, Any, T]) -> T:
-        session = self._conn
-        if self._borrow != session.borrow:
-            coro.close()
-            raise StaleCursor(
-                f"{self!r} was used after its connection had gone back to the pool. "
-                "Use a cursor within the run, or the greenorm.atomic() or connection() block, that opened it."
-            )
-        return session.call(coro)
-
-    @property
-    def connection(self) -> Connection:
-        """The sync face of the connection that this cursor uses."""
-        return self._conn.face
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if not self._closed and self._borrow == self._conn.borrow:
-            self._conn.open_cursors -= 1
-        self._close()
-
-    def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
-        return self._call(super().execute(query, params, **options))
-
-    def executemany(self, query: Any, params_seq: Iterable[Any], **options: Any) -> None:
-        self._call(super().executemany(query, params_seq, **options))
-
-    def stream(self, query: Any, params: Any = None, **options: Any) -> Iterator[Any]:
-        return self._each(super().stream(query, params, **options))
-
-    def results(self) -> Iterator[Any]:
-        return self._each(super().results())
-
-    def set_result(self, index: int) -> Any:
-        return self._call(super().set_result(index))
-
-    def fetchone(self) -> Any:
-        return self._call(super().fetchone())
-
-    def fetchmany(self, size: int = 0) -> list[Any]:
-        return self._call(super().fetchmany(size))
-
-    def fetchall(self) -> list[Any]:
-        return self._call(super().fetchall())
-
-    def scroll(self, value: int, mode: str = "relative") -> None:
-        self._call(super().scroll(value, mode))
-
-    def __iter__(self) -> Any:
-        return self
-
-    def __next__(self) -> Any:
-        try:
-            return self._call(super().__anext__())
-        except StopAsyncIteration:
-            raise StopIteration("no more records to return") from None
-
-    @contextmanager
-    def copy(self, statement: Any, params: Any = None, *, writer: Any = None) -> Iterator[psycopg.Copy]:
-        """Start a COPY. Mirrors Cursor.copy, psycopg 3.3; the sync Copy waits through the face."""
-        face = self.connection
-        with face.lock:
-            face.wait(self._start_copy_gen(statement, params))
-            with psycopg.Copy(self, writer=writer) as copy:
-                yield copy
-        self._select_current_result(0)
-
-    def _each(self, items: AsyncGenerator[T]) -> Iterator[T]:
-        try:
-            while True:
-                try:
-                    yield self._call(items.__anext__())
-                except StopAsyncIteration:
-                    return
-        finally:
-            self._call(items.aclose())
-
-
-class _SyncLookingPortal(_SyncLooking):
-    """A server-side cursor: its portal stays open on the server until the cursor is closed."""
-
-    _declared: bool = False
-
-    def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
-        if not self._declared:
-            self._declared = True
-            self._conn.open_portals += 1
-        return super().execute(query, params, **options)
-
-    def close(self) -> None:
-        session = self._conn
-        if self._declared and not self._closed and self._borrow == session.borrow and not dying():
-            session.call(super(_SyncLooking, self).close())
-            session.open_cursors -= 1
-            session.open_portals -= 1
-        else:
-            super().close()
-
-
-class Cursor(_SyncLooking, psycopg.AsyncCursor[Any]):  # type: ignore[misc]  # reason: sync-looking by design
-    """psycopg.AsyncCursor in the shape of psycopg.Cursor."""
-
-
-class ServerCursor(_SyncLookingPortal, psycopg.AsyncServerCursor[Any]):  # type: ignore[misc]  # reason: as above
-    """psycopg.AsyncServerCursor in the shape of psycopg.ServerCursor."""
-
-
-class RawCursor(_SyncLooking, psycopg.AsyncRawCursor[Any]):  # type: ignore[misc]  # reason: as above
-    """psycopg.AsyncRawCursor in the shape of psycopg.RawCursor."""
-
-
-class RawServerCursor(_SyncLookingPortal, psycopg.AsyncRawServerCursor[Any]):  # type: ignore[misc]  # reason: as above
-    """psycopg.AsyncRawServerCursor in the shape of psycopg.RawServerCursor."""
-
-
-class ClientCursor(_SyncLooking, psycopg.AsyncClientCursor[Any]):  # type: ignore[misc]  # reason: as above
-    """psycopg.AsyncClientCursor in the shape of psycopg.ClientCursor."""
-
-
-_BRIDGED: dict[type[Any], type[Any]] = {
-    psycopg.Cursor: Cursor,
-    psycopg.ClientCursor: ClientCursor,
-    psycopg.ServerCursor: ServerCursor,
-    psycopg.RawCursor: RawCursor,
-    psycopg.RawServerCursor: RawServerCursor,
-}
-# Names in a class body that are not behaviour.
-_BLANK = {
-    "__module__",
-    "__doc__",
-    "__qualname__",
-    "__firstlineno__",
-    "__static_attributes__",
-    "__dict__",
-    "__weakref__",
-    "__slots__",
-    "__orig_bases__",
-    "__parameters__",
-    "__annotations__",
-    "__annotate__",
-    "__annotate_func__",
-}
-
-
-def bridged(sync_class: type[Any]) -> type[Any]:
-    """Return the AsyncCursor class that does for a session what `sync_class` does for a sync connection.
-
-    A class that only combines others (as Django's do) is combined anew over the async ones. One with methods of
-    its own that derives from psycopg's sync cursor cannot be: it is returned as it is, and used over the face.
-    Raises ImproperlyConfigured for what is no sync cursor class of psycopg.
-    """
-    if sync_class in _BRIDGED:
-        return _BRIDGED[sync_class]
-    if not (isinstance(cast("Any", sync_class), type) and issubclass(sync_class, psycopg.Cursor)):
-        raise ImproperlyConfigured(
-            f"OPTIONS['cursor_factory'] is {sync_class!r}, which is not a subclass of psycopg.Cursor. Name a sync "
-            "cursor class, as for Django's own backend (psycopg.ClientCursor, psycopg.Cursor or a child of one)."
-        )
-    if set(vars(sync_class)) - _BLANK:
-        return sync_class
-    bases = [bridged(base) if issubclass(base, psycopg.Cursor) else base for base in sync_class.__bases__]
-    if any(issubclass(base, psycopg.Cursor) for base in bases):
-        return sync_class
-    body = {"__doc__": sync_class.__doc__, "__module__": __name__}
-    _BRIDGED[sync_class] = type(sync_class.__name__, tuple(bases), body)
-    return _BRIDGED[sync_class]

@@ -20,7 +20,6 @@ from functools import partial
 from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
-import django.utils.asyncio
 from asgiref.sync import AsyncToSync
 from django.conf import settings
 from django.db import connections
@@ -164,7 +163,6 @@ async def work_in(scope: Scope, job: Callable[[], T]) -> T:
 
 async def work(job: Callable[[], T]) -> T:
     """Run `job` in the scope that this task has open, or in one of its own that ends with it."""
-    install()
     return await work_in(own() or Scope(parent=current()), job)
 
 
@@ -235,69 +233,6 @@ async def _acquire(turn: asyncio.Lock) -> None:
     await turn.acquire()
 
 
-# The two places where Django is made to look: which wrapper an alias stands for, and whether sync code may run.
-
-
-class _ScopedStorage:
-    """Stands in for `connections._connections`: the run's scope inside of a run, Django's own storage outside."""
-
-    __slots__ = ("_outside",)
-
-    def __init__(self, outside: Any) -> None:
-        object.__setattr__(self, "_outside", outside)
-
-    def __getattr__(self, alias: str) -> Any:
-        scope: Scope | None = bridge.carried()
-        if scope is None:
-            return getattr(self._outside, alias)
-        wrapper = scope.find(alias)
-        if wrapper is None:
-            raise AttributeError(alias)
-        return wrapper
-
-    def __setattr__(self, alias: str, wrapper: Any) -> None:
-        scope: Scope | None = bridge.carried()
-        if scope is None:
-            setattr(self._outside, alias, wrapper)
-        else:
-            scope.add(alias, wrapper)
-
-    def __delattr__(self, alias: str) -> None:
-        scope: Scope | None = bridge.carried()
-        if scope is None:
-            delattr(self._outside, alias)
-        elif scope.wrappers.pop(alias, None) is None:
-            raise AttributeError(alias)
-
-
-# Private names of Django, that its type stubs do not have either.
-_handler: Any = connections
-_guard: Any = django.utils.asyncio
-_get_running_loop: Callable[[], asyncio.AbstractEventLoop] = _guard.get_running_loop
-
-
-def _running_loop_of_async_code() -> asyncio.AbstractEventLoop:
-    """Answer Django's `async_unsafe`: sync code on the ORM side is not async code, although a loop is running."""
-    if bridge.in_run():
-        raise RuntimeError("no running event loop for sync code inside a run")
-    return _get_running_loop()
-
-
-def install() -> None:
-    """Let `django.db.connections` and Django's `async_unsafe` guard see runs. Called by the first run; idempotent."""
-    if not isinstance(_handler._connections, _ScopedStorage):
-        _handler._connections = _ScopedStorage(_handler._connections)
-        _guard.get_running_loop = _running_loop_of_async_code
-
-
-def uninstall() -> None:
-    """Undo `install`. Not while a run is under way."""
-    storage = _handler._connections
-    if isinstance(storage, _ScopedStorage):
-        _handler._connections = storage._outside
-        _guard.get_running_loop = _get_running_loop
-
-
 # Aliases of other backends
 
 
@@ -312,6 +247,15 @@ def _refuse_blocking(alias: str, wrapper: Any) -> None:
         "event loop in a run. For PostgreSQL set ENGINE to 'greenorm.backends.postgresql'. For a local SQLite file "
         f"that may block for a moment, allow it: GREENORM = {{'BLOCKING_ALIASES': [{alias!r}]}}."
     )
+
+
+def loop_is_running() -> bool:
+    """Return whether an event loop runs in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _name(task: asyncio.Task[Any] | None) -> str:

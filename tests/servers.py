@@ -20,7 +20,8 @@ def with_postgis() -> Path | None:
         Path("/usr/lib/postgresql") / control.parts[-3] / "bin"
         for control in Path("/usr/share/postgresql").glob("*/extension/postgis.control")
     ]
-    return max((path for path in found if (path / "initdb").exists()), key=lambda path: int(path.parts[-2]), default=None)
+    usable = [path for path in found if (path / "initdb").exists()]
+    return max(usable, key=lambda path: int(path.parts[-2]), default=None)
 
 
 @contextmanager

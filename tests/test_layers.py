@@ -16,13 +16,15 @@ PACKAGE = Path(greenorm.__file__).parent
 LAYERS = [
     ["errors"],
     ["bridge"],
+    ["readiness", "cursors"],
     ["driver"],
+    ["pool_options"],
     ["pool"],
     ["scope"],
+    ["hooks", "backends.pooling"],
     ["backends.mixin"],
     ["backends.postgresql.base", "backends.postgis.base"],
-    ["api"],
-    ["blocks"],
+    ["api", "blocks", "iteration"],
     ["decorator"],
     ["__init__"],
 ]

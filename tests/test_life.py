@@ -306,14 +306,14 @@ def test_the_same_engine_is_plain_django_outside_of_a_run() -> None:
 def test_install_is_idempotent_and_can_be_undone() -> None:
     import django.utils.asyncio
 
-    from greenorm import scope
+    from greenorm import hooks
 
     asyncio.run(greenorm.run(Owner.objects.count))
     storage = connections._connections
-    scope.install()
+    hooks.install()
     assert connections._connections is storage
-    scope.uninstall()
-    scope.uninstall()
+    hooks.uninstall()
+    hooks.uninstall()
     assert connections._connections is storage._outside
     assert django.utils.asyncio.get_running_loop is asyncio.get_running_loop
     assert asyncio.run(greenorm.run(Owner.objects.count)) == 0

@@ -18,7 +18,8 @@ from django.test import override_settings
 import greenorm
 from greenorm import bridge
 from greenorm.driver import Connection
-from greenorm.pool import Pool, PoolOptions
+from greenorm.pool import Pool
+from greenorm.pool_options import PoolOptions
 
 
 def sleep(seconds: float) -> None:

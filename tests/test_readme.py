@@ -13,7 +13,7 @@ import pytest
 from django.conf import settings
 
 import greenorm
-from greenorm.pool import OPTION_NAMES
+from greenorm.pool_options import OPTION_NAMES
 from tests.shop import models
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

@@ -1,0 +1,159 @@
+"""`iterate`: a sync iterable, such as a queryset, read with `async for`."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from django.db.models import QuerySet
+from django.db.models.query import RawQuerySet
+
+from . import hooks, scope
+from .scope import Scope, loop_is_running
+
+if TYPE_CHECKING:
+    from typing import Self
+
+T = TypeVar("T")
+
+
+class _Slices(Generic[T]):
+    """A sync iterable pulled slice by slice, each in a run; all on the ORM side but `start`."""
+
+    def __init__(self, source: Iterable[T], size: int, options: dict[str, Any]) -> None:
+        self.source: Any = source
+        self.size = size
+        self.options = options
+        self.items: Iterator[T] | None = None
+        self.scope: Scope | None = None
+        self.buffer: deque[T] = deque()
+        self.error: Exception | None = None
+        self.done = False
+
+    def pull(self) -> None:
+        assert self.scope is not None
+        if self.items is None:
+            self.scope.users += 1
+            source, self.source = self.source, None
+            try:
+                self.items = iter(source.iterator(**self.options) if hasattr(source, "iterator") else source)
+            except BaseException:
+                self.done = True
+                self.scope.users -= 1
+                raise
+        try:
+            for _ in range(self.size):
+                self.buffer.append(next(self.items))
+        except StopIteration:
+            self.close()
+        except Exception as exc:
+            self.error = exc
+            self.close()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self.done:
+            return
+        self.done = True
+        try:
+            if (close := getattr(self.items, "close", None)) is not None:
+                close()
+        finally:
+            if self.scope is not None and self.items is not None:
+                self.scope.users -= 1
+
+
+# Iterations left by `break`, whose cursor is being closed.
+_closing: set[asyncio.Task[None]] = set()
+
+
+class iterate(Generic[T]):  # noqa: N801 - reads as the function that it is to its callers
+    """Iterate over a queryset, or any sync iterable, with `async for`.
+
+    Awaited: each slice of `chunk_size` items, in a run; other tasks run meanwhile. A queryset is read by its
+    `iterator(chunk_size)`, 2,000 rows at a time unless said otherwise, from a server-side cursor where Django uses
+    one, so that memory stays flat; another iterable item by item. Between slices a connection is kept only for an
+    open cursor or transaction, and runs in the loop's body share it. Leaving early, by break, error or cancellation,
+    closes the cursor and gives the connection back; `async with` or `aclose()` waits until that is done.
+    """
+
+    def __init__(
+        self, source: QuerySet[Any, T] | RawQuerySet[Any] | Iterable[T], chunk_size: int | None = None
+    ) -> None:
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size is {chunk_size}, but must be at least 1")
+        options = {}
+        if isinstance(source, QuerySet):
+            chunk_size = chunk_size or 2000
+            options = {"chunk_size": chunk_size}
+        elif isinstance(source, RawQuerySet):
+            chunk_size = chunk_size or 2000
+        elif not hasattr(source, "__iter__"):
+            raise TypeError(f"iterate() takes a queryset or another sync iterable, not {type(source).__name__}")
+        self._slices: _Slices[T] = _Slices(cast("Iterable[T]", source), chunk_size or 1, options)
+        self._advancing = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        slices = self._slices
+        if not slices.buffer and not slices.done:
+            await self._work(slices.pull)
+        if slices.buffer:
+            return slices.buffer.popleft()
+        if slices.error is not None:
+            error, slices.error = slices.error, None
+            raise error
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """End the iteration: close its cursor and give its connection back."""
+        slices = self._slices
+        slices.buffer.clear()
+        if not slices.done:
+            await self._work(slices.close)
+
+    async def _work(self, job: Callable[[], None]) -> None:
+        if self._advancing:
+            raise RuntimeError("iterate() is advanced by two tasks at once; give each task an iteration of its own")
+        slices = self._slices
+        if slices.scope is None or slices.items is None:
+            hooks.install()
+            slices.scope = scope.own() or Scope(parent=scope.current())
+        self._advancing = True
+        try:
+            await scope.work_in(slices.scope, job)
+        finally:
+            self._advancing = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        slices = getattr(self, "_slices", None)
+        if slices is None or slices.done or slices.items is None:
+            return
+        mine = slices.scope
+        if not loop_is_running():
+            mine.end()
+            return
+        if mine.users == 1:
+            mine.ended = True  # closed to the task's next run, which must not meet the cursor's end
+        task = asyncio.get_running_loop().create_task(scope.work_in(mine, slices.close))
+        _closing.add(task)
+        task.add_done_callback(functools.partial(_closed, mine))
+
+
+def _closed(mine: Scope, task: asyncio.Task[None]) -> None:
+    _closing.discard(task)
+    if task.cancelled() and mine.wrappers:
+        mine.end()  # the loop is ending, and nothing was awaited: close the socket
