@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections
+from django.utils.connection import ConnectionDoesNotExist
 
 from . import bridge, hooks, scope
 from .bridge import in_run
@@ -116,9 +117,12 @@ async def _gather(fns: tuple[Callable[[], T], ...], limit: int) -> list[T]:
 def pool_stats(using: str | None = None) -> PoolStats:
     """Return the figures of the running event loop's pool for an alias. Waits for nothing.
 
-    Raises RuntimeError where no loop is running, and ImproperlyConfigured for an alias that is not greenorm's.
+    Raises RuntimeError where no loop is running, Django's ConnectionDoesNotExist for an unknown alias, and
+    ImproperlyConfigured for one that is not greenorm's.
     """
     alias = using or DEFAULT_DB_ALIAS
+    if alias not in connections.settings:
+        raise ConnectionDoesNotExist(f"The connection '{alias}' doesn't exist.")
     wrapper = connections.create_connection(alias)
     if not getattr(wrapper, "can_await", False):
         raise ImproperlyConfigured(

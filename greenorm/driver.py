@@ -214,6 +214,8 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         except e.QueryCanceled:
             pass
         except Exception as exc:
+            if self.pgconn.status == pq.ConnStatus.OK and self.pgconn.transaction_status != ACTIVE:
+                return  # it has ended by itself meanwhile, in an error of its own
             logger.warning("a cancelled statement could not be stopped, closing its connection: %s", exc)
             self.abandon()
         except BaseException:
@@ -303,6 +305,7 @@ class Connection(psycopg.Connection[Any]):
         """Return a sync-looking AsyncCursor. Mirrors Connection.cursor, psycopg 3.3."""
         self._check_connection_ok()
         binary = options.pop("binary", False)
+        cursor: Any
         if name:
             cursor = bridged(psycopg.ServerCursor)(self.session, name, **options)
         else:

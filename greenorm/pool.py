@@ -48,6 +48,8 @@ class Pool:
         # A waiter is granted a connection, or None: the right to open one, already counted in `_size`.
         self._waiting: OrderedDict[asyncio.Future[AsyncConnection | None], None] = OrderedDict()
         self._size = 0
+        # Whether it takes back what it lent; it lends until it is closed, to finalizers of a loop that ends, say.
+        self._keeps = True
         self._closed = False
         self._borrowed = self._queued = self._timeouts = self._opened = self._gone = 0
         self._wait_seconds = 0.0
@@ -64,7 +66,8 @@ class Pool:
         try:
             yield
         finally:
-            self._shut()
+            # All async generators of the loop are closed at once: those of users may still need a connection.
+            self._stop_keeping()
 
     # Borrowing
 
@@ -250,6 +253,8 @@ class Pool:
             self._discard(session)
         elif (waiter := self._next_waiter()) is not None:
             waiter.set_result(session)
+        elif not self._keeps:
+            self._discard(session)
         else:
             session.idle_since = monotonic()
             self._idle.append(session)
@@ -303,23 +308,24 @@ class Pool:
             self._until_shutdown.aclose().send(None)
         except StopIteration:
             pass
-
-    def _shut(self) -> None:
         self._closed = True
+        while (waiter := self._next_waiter()) is not None:
+            if not waiter.get_loop().is_closed():
+                waiter.set_exception(PoolClosed(f"{self._title()} was closed while a borrower waited for it"))
+
+    def _stop_keeping(self) -> None:
+        self._keeps = False
         if self._shrink_timer is not None:
             self._shrink_timer.cancel()
         while self._idle:
             self._close(self._idle.pop())
-        while (waiter := self._next_waiter()) is not None:
-            if not waiter.get_loop().is_closed():
-                waiter.set_exception(PoolClosed(f"{self._title()} was closed while a borrower waited for it"))
 
     def abandon(self) -> None:
         """Close every connection, those in use too, of an event loop that has been closed."""
         for session in [*self._in_use]:
             warn(f"{session!r} was in use when its event loop was closed, and is now closed too", ResourceWarning, 2)
             session.abandon()
-        self._shut()
+        self._stop_keeping()
 
     def stats(self) -> PoolStats:
         """Return the pool's figures. Waits for nothing."""
@@ -369,8 +375,9 @@ def pools() -> dict[tuple[Any, ...], Pool]:
 
 def _sweep() -> None:
     # A loop that was closed without shutting down its async generators: its pools do not know yet.
-    for loop in [loop for loop in _pools if loop.is_closed()]:
-        for pool in _pools.pop(loop).values():
+    # Other threads may come and go with loops of their own meanwhile.
+    for loop in [loop for loop in list(_pools) if loop.is_closed()]:
+        for pool in _pools.pop(loop, {}).values():
             pool.abandon()
 
 

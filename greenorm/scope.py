@@ -15,6 +15,7 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import ExitStack
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -23,6 +24,7 @@ from weakref import WeakSet
 from asgiref.sync import AsyncToSync
 from django.conf import settings
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from . import bridge
 from .errors import BlockingBackend, SharedScope
@@ -66,18 +68,24 @@ class Scope:
     def end(self) -> None:
         """Give back every connection, whatever its state. The scope is not used again."""
         self.ended = True
-        wrappers, self.wrappers = self.wrappers, {}
-        for wrapper in self.strays:
-            wrapper.give_back()
-        for alias, wrapper in wrappers.items():
-            if alias in self.joined:
-                wrapper.leave_run()
-                self.joined.pop(alias).release()
-            elif getattr(wrapper, "can_await", False):
-                wrapper.give_back()
-            else:
-                wrapper.close()
+        with ExitStack() as stack:  # whatever is raised meanwhile, each is let go
+            for alias, wrapper in self.wrappers.items():
+                stack.callback(self._let_go, alias, wrapper)
+            for wrapper in self.strays:
+                stack.callback(wrapper.give_back)
+        self.wrappers.clear()
+        self.strays.clear()
         self.task = None
+
+    def _let_go(self, alias: str, wrapper: Any) -> None:
+        if alias in self.joined:
+            wrapper.leave_run()
+            self.joined.pop(alias).release()
+        elif getattr(wrapper, "can_await", False):
+            wrapper.give_back()
+        else:
+            # SQLite's own close() leaves a database in memory open, for whoever looks for it in this thread.
+            BaseDatabaseWrapper.close(wrapper)
 
     def mark_for_rollback(self) -> None:
         """Let no open transaction of this scope commit: an interrupt passed through code that relied on it."""
@@ -102,13 +110,14 @@ class Scope:
     def add(self, alias: str, wrapper: Any) -> None:
         """Let this scope's code see `wrapper` as `alias`."""
         if not getattr(wrapper, "can_await", False) and alias not in blocking_aliases():
-            wrapper.connect = partial(_refuse_blocking, alias, wrapper)
+            wrapper.connect = wrapper.copy = partial(_refuse_blocking, alias, wrapper)
         self.wrappers[alias] = wrapper
 
     def will_connect(self, wrapper: Any) -> None:
         """Hear of a wrapper that is about to borrow a connection. Raises SharedScope where it may not."""
         self.refuse_inherited(wrapper.alias)
-        if self.wrappers.get(wrapper.alias) is not wrapper and wrapper not in self.strays:
+        if self.wrappers.get(wrapper.alias) is not wrapper:
+            self.strays = [stray for stray in self.strays if stray.connection is not None and stray is not wrapper]
             self.strays.append(wrapper)
 
     def refuse_inherited(self, alias: str, wrapper: Any = None) -> None:
@@ -241,7 +250,7 @@ def blocking_aliases() -> Iterable[str]:
     return cast("Iterable[str]", getattr(settings, "GREENORM", {}).get("BLOCKING_ALIASES", ()))
 
 
-def _refuse_blocking(alias: str, wrapper: Any) -> None:
+def _refuse_blocking(alias: str, wrapper: Any, *_: Any) -> None:
     raise BlockingBackend(
         f"The database alias {alias!r} has the backend {wrapper.settings_dict['ENGINE']!r}, which would block the "
         "event loop in a run. For PostgreSQL set ENGINE to 'greenorm.backends.postgresql'. For a local SQLite file "

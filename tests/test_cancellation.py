@@ -345,6 +345,26 @@ async def test_inside_an_execute_wrapper() -> None:
     assert await greenorm.run(names) == []
 
 
+async def test_a_statement_that_fails_while_it_is_cancelled_leaves_its_connection_usable(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fails() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(0.05), 1 / (random() < -1)::int")
+
+    def unblocked() -> None:
+        task.cancel()
+        time.sleep(0.1)  # the statement fails on the server before the loop hears of the cancellation
+
+    task = asyncio.create_task(greenorm.run(fails))
+    await asyncio.sleep(0.02)
+    unblocked()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert greenorm.pool_stats().closed == 0
+    assert caplog.text == ""
+
+
 async def test_a_connection_is_used_again_after_a_cancellation() -> None:
     def pid() -> int:
         connection.ensure_connection()

@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -93,6 +93,29 @@ def test_a_loop_that_ends_in_the_middle_of_a_transaction_leaves_nothing(
     run_in(factory, cut_short())
     assert sessions(admin) == 0
     assert Owner.objects.count() == 0
+
+
+@loops
+def test_a_users_async_generator_may_use_the_database_when_its_loop_ends(
+    factory: LoopFactory, admin: psycopg.Connection[Any]
+) -> None:
+    ended = []
+
+    async def generator() -> AsyncGenerator[int]:
+        try:
+            yield await greenorm.run(Owner.objects.count)
+        finally:
+            ended.append(await greenorm.run(Owner.objects.count))
+
+    async def main() -> None:
+        kept.append(generator())
+        await anext(kept[-1])
+
+    kept: list[AsyncGenerator[int]] = []
+    for _ in range(20):
+        run_in(factory, main())
+    assert ended == [0] * 20
+    assert sessions(admin) == 0
 
 
 @loops

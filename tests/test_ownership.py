@@ -272,30 +272,17 @@ async def test_a_cursor_used_after_its_run_is_refused() -> None:
     await greenorm.run(cursor.close)
 
 
-async def test_the_pools_reset_option_runs_when_a_connection_is_given_back() -> None:
-    from django.db.backends.base.base import BaseDatabaseWrapper
+async def test_the_pools_reset_option_runs_when_a_connection_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = {"min_size": 1, "reset": lambda conn: conn.execute("DISCARD ALL")}
+    monkeypatch.setitem(connections["default"].settings_dict["OPTIONS"], "pool", pool)
 
-    from greenorm.backends.postgresql.base import DatabaseWrapper
-
-    def with_reset() -> BaseDatabaseWrapper:
-        settings_dict = {**connection.settings_dict}
-        settings_dict["OPTIONS"] = {
-            **settings_dict["OPTIONS"],
-            "pool": {"min_size": 1, "reset": lambda conn: conn.execute("DISCARD ALL")},
-        }
-        return DatabaseWrapper(settings_dict, "default")
-
-    def work_mem(wrapper: BaseDatabaseWrapper, *, change: bool) -> str:
-        with wrapper.cursor() as cursor:
+    def work_mem(*, change: bool) -> tuple[int, str]:
+        with connection.cursor() as cursor:
             if change:
                 cursor.execute("SET work_mem = '7MB'")
-            cursor.execute("SHOW work_mem")
-            value = cursor.fetchone()[0]
-        wrapper.close()
-        return value
+            cursor.execute("SELECT pg_backend_pid(), current_setting('work_mem')")
+            return cursor.fetchone()
 
-    def both() -> tuple[str, str]:
-        wrapper = with_reset()
-        return work_mem(wrapper, change=True), work_mem(wrapper, change=False)
-
-    assert await greenorm.run(both) == ("7MB", "4MB")
+    pid, changed = await greenorm.run(work_mem, change=True)
+    assert changed == "7MB"
+    assert await greenorm.run(work_mem, change=False) == (pid, "4MB")

@@ -68,17 +68,16 @@ class AwaitableMixin(_Wrapper):
 
         Raises ImproperlyConfigured for options that make no sense. Waits for nothing.
         """
-        options = self.settings_dict["OPTIONS"].get("pool")
-        if not options and connections.settings.get(self.alias) is not self.settings_dict:
-            # A wrapper made by hand (a copy(), the one that creates databases) has a connection of its own.
+        if connections.settings.get(self.alias) is not self.settings_dict:
+            # A wrapper made by hand (a copy(), the one that creates databases) has one connection of its own.
             if self._own_pool is None:
-                self._own_pool = make_pool(self, {"min_size": 0, "max_size": 1})
+                self._own_pool = make_pool(self, min_size=0, max_size=1)
             return self._own_pool
         by_key = pools()
         key = (self.alias, id(self.settings_dict), self.settings_dict["NAME"], self.timezone_name)
         pool = by_key.get(key)
         if pool is None:
-            pool = by_key[key] = make_pool(self, options)
+            pool = by_key[key] = make_pool(self)
         return pool
 
     def close_pool(self) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+from dataclasses import replace
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from psycopg import Capabilities
 
+from .. import bridge
 from ..cursors import bridged
 from ..driver import AsyncConnection, Connection
 from ..pool import Pool
@@ -20,7 +22,7 @@ logger = logging.getLogger("greenorm")
 DEFAULT_POOL = {"min_size": 0, "max_size": 20}
 
 
-def make_pool(wrapper: Any, options: Any) -> Pool:
+def make_pool(wrapper: Any, **overrides: Any) -> Pool:
     """Return the pool that a wrapper's settings describe. Raises ImproperlyConfigured. Waits for nothing."""
     alias, settings_dict = wrapper.alias, wrapper.settings_dict
     params = wrapper.get_connection_params()
@@ -37,14 +39,15 @@ def make_pool(wrapper: Any, options: Any) -> Pool:
     def configure(conn: Connection) -> None:
         # Django composes SET ROLE with a cursor of the wrapper, so this takes one that has the connection already.
         settled = type(wrapper)(settings_dict, alias)
-        settled.connection = conn
+        settled.connection, settled._scope = conn, bridge.carried()
         settled._configure_connection(conn)
 
-    return Pool(connect, pool_options(alias, settings_dict, options), configure)
+    return Pool(connect, replace(pool_options(alias, settings_dict), **overrides), configure)
 
 
-def pool_options(alias: str, settings_dict: dict[str, Any], options: Any) -> PoolOptions:
+def pool_options(alias: str, settings_dict: dict[str, Any]) -> PoolOptions:
     """Return the pool options of an alias: OPTIONS["pool"] where there is one, else the documented default."""
+    options = settings_dict["OPTIONS"].get("pool")
     max_age = settings_dict["CONN_MAX_AGE"]
     if not options:
         options = {**DEFAULT_POOL, **({"max_lifetime": max_age or float("inf")} if max_age != 0 else {})}
