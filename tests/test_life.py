@@ -140,7 +140,7 @@ def test_a_run_whose_coroutine_is_closed_closes_its_socket_with_one_warning(
     def work() -> None:
         with transaction.atomic():
             Owner.objects.create(name="lost")
-            sleep()
+            sleep(1)
 
     async def main() -> None:
         await greenorm.run(Owner.objects.count)
