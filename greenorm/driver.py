@@ -305,19 +305,16 @@ class Connection(psycopg.Connection[Any]):
         """Return a sync-looking AsyncCursor. Mirrors Connection.cursor, psycopg 3.3."""
         self._check_connection_ok()
         binary = options.pop("binary", False)
-        cursor: Any
         if name:
             cursor = bridged(psycopg.ServerCursor)(self.session, name, **options)
         else:
             options.pop("scrollable", None)
             options.pop("withhold", None)
-            factory: Any = bridged(self.cursor_factory)
-            if issubclass(factory, psycopg.AsyncCursor):
-                cursor = factory(self.session, **options)
-            else:
-                # A class that cannot be mapped stays sync and waits through this face. Its end is not seen.
-                cursor = factory(self, **options)
-                self.session.open_cursors += 1
+            factory = bridged(self.cursor_factory)
+            is_bridged = issubclass(cast("type", factory), psycopg.AsyncCursor)
+            cursor = factory(self.session if is_bridged else self, **options)
+            if not is_bridged:
+                self.session.open_cursors += 1  # it waits through this face, and its end is not seen
         if binary:
             cursor.format = pq.Format.BINARY
         return cursor

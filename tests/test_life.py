@@ -343,6 +343,17 @@ def test_install_is_idempotent_and_can_be_undone() -> None:
 
 
 @pytest.mark.no_database
+def test_a_free_threaded_build_is_refused_with_the_reason() -> None:
+    program = textwrap.dedent("""
+        import sysconfig
+        sysconfig.get_config_var = lambda name: 1 if name == "Py_GIL_DISABLED" else None
+        import greenorm
+    """)
+    result = subprocess.run([sys.executable, "-c", program], check=False, timeout=60, capture_output=True, text=True)
+    assert "ImportError: greenorm does not support free-threaded builds of Python" in result.stderr
+
+
+@pytest.mark.no_database
 def test_importing_greenorm_needs_no_settings_and_hooks_nothing() -> None:
     program = textwrap.dedent("""
         import django.db, django.utils.asyncio, asyncio, sys

@@ -59,7 +59,7 @@ def pool_options(alias: str, settings_dict: dict[str, Any]) -> PoolOptions:
             f"OPTIONS['pool'] of the database alias {alias!r} has {sorted(unknown)}, which greenorm does not know. "
             f"It knows {sorted(OPTION_NAMES)}, as in psycopg_pool."
         )
-    chosen = {name: value for name, value in options.items() if name in OPTION_NAMES}
+    chosen: dict[str, Any] = {name: value for name, value in options.items() if name in OPTION_NAMES}
     chosen.setdefault("name", alias)
     if settings_dict["CONN_HEALTH_CHECKS"]:
         chosen.setdefault("check", check_connection)
