@@ -33,11 +33,12 @@ class _Helper(Generic[P, T]):
         self.sync = fn
 
     def __get__(self, instance: object, owner: type | None = None) -> Self:
-        if instance is None or not hasattr(self.sync, "__get__"):
+        sync: Any = self.sync
+        if instance is None and not isinstance(sync, (staticmethod, classmethod)):
             return self
         bound = object.__new__(type(self))
         bound.__dict__.update(self.__dict__)
-        bound.sync = self.sync.__get__(instance, owner)
+        bound.sync = sync.__get__(instance, owner)
         bound.__dict__["__self__"] = instance
         return bound
 
@@ -107,15 +108,13 @@ def awaitable(fn: Any, /) -> Any:
     `for`. For functions, methods, static and class methods; Django takes a decorated view for an async one.
     `.sync` is the original. Raises TypeError for what is async already, or cannot be called.
     """
-    if isinstance(fn, (staticmethod, classmethod)):
-        method = cast("classmethod[Any, Any, Any]", fn)
-        return type(method)(cast("Any", awaitable)(method.__func__))
     if isinstance(fn, _Helper):
         return cast("Any", fn)
-    if iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn):
+    inner = getattr(fn, "__func__", fn)  # of a static or class method
+    if iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner):
         raise TypeError(f"@greenorm.awaitable is for sync functions; {fn.__qualname__} is async already")
-    if not callable(fn):
+    if not callable(inner):
         raise TypeError(f"@greenorm.awaitable is for functions, not {type(fn).__name__}")
-    if inspect.isgeneratorfunction(fn):
+    if inspect.isgeneratorfunction(inner):
         return AwaitableGenerator(fn)
     return AwaitableFunction(fn)

@@ -117,7 +117,8 @@ async def test_sync_reaches_the_original() -> None:
     assert inspect.isfunction(owners.sync)
     assert await greenorm.run(owners.sync, "A") == []
     assert await greenorm.run(service.method.sync, 3) == (service, 3, 0)
-    assert await greenorm.run(service.class_inside.sync) == (Service, 0)
+    assert await greenorm.run(service.class_outside.sync) == (Service, 0)
+    assert await greenorm.run(Service.static_outside.sync, 3) == 3
 
 
 def test_name_docstring_signature_and_attributes_are_kept() -> None:
