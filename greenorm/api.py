@@ -87,11 +87,11 @@ def gather(*fns: Callable[[], T]) -> list[T]:
     for fn in fns:
         _refuse_what_is_not_sync(fn)
     mine: scope.Scope = bridge.carried()
-    for alias, wrapper in mine.wrappers.items():
+    for wrapper in mine.connected():
         if scope.in_transaction(wrapper):
             raise OpenTransaction(
-                f"greenorm.gather() was called inside a transaction on {alias!r}, which its functions could neither "
-                "see nor take part in. Call it before or after the atomic block, or call the functions one by one."
+                f"greenorm.gather() was called inside a transaction on {wrapper.alias!r}, which its functions could "
+                "neither see nor take part in. Call it before or after the atomic block, or the functions one by one."
             )
     if not fns:
         return []

@@ -38,7 +38,7 @@ class _Helper(Generic[P, T]):
             return self
         bound = object.__new__(type(self))
         bound.__dict__.update(self.__dict__)
-        bound.sync = sync.__get__(instance, owner)
+        bound.sync = cast("Any", sync).__get__(instance, owner)
         bound.__dict__["__self__"] = instance
         return bound
 

@@ -147,7 +147,7 @@ class iterate(Generic[T]):  # noqa: N801 - reads as the function that it is to i
             mine.end()
             return
         if mine.users == 1:
-            mine.ended = True  # closed to the task's next run, which must not meet the cursor's end
+            mine.close_to_joiners()  # the task's next run must not meet the cursor's end
         task = asyncio.get_running_loop().create_task(scope.work_in(mine, slices.close))
         _closing.add(task)
         task.add_done_callback(functools.partial(_closed, mine))

@@ -59,15 +59,16 @@ class Scope:
 
     def settle(self) -> None:
         """Give back each connection that holds no transaction and no open cursor, and is not pinned."""
-        for alias, wrapper in self.wrappers.items():
+        for wrapper in self.connected():
+            alias = wrapper.alias
             if alias in self.joined or not getattr(wrapper, "can_await", False):
                 continue
-            if wrapper.connection is not None and not self.pins[alias] and not wrapper.needs_connection():
+            if not self.pins[alias] and not wrapper.needs_connection():
                 wrapper.give_back()
 
     def end(self) -> None:
         """Give back every connection, whatever its state. The scope is not used again."""
-        self.ended = True
+        self.close_to_joiners()
         with ExitStack() as stack:  # whatever is raised meanwhile, each is let go
             for alias, wrapper in self.wrappers.items():
                 stack.callback(self._let_go, alias, wrapper)
@@ -76,6 +77,12 @@ class Scope:
         self.wrappers.clear()
         self.strays.clear()
         self.task = None
+
+    def close_to_joiners(self) -> None:
+        """Let the next run of the task find no open scope."""
+        self.ended = True
+        if _open.get(self.task) is self:
+            del _open[self.task]
 
     def _let_go(self, alias: str, wrapper: Any) -> None:
         if alias in self.joined:
@@ -89,9 +96,13 @@ class Scope:
 
     def mark_for_rollback(self) -> None:
         """Let no open transaction of this scope commit: an interrupt passed through code that relied on it."""
-        for wrapper in self.wrappers.values():
+        for wrapper in self.connected():
             if wrapper.in_atomic_block:
                 wrapper.needs_rollback = True
+
+    def connected(self) -> list[Any]:
+        """Return the wrappers that have a connection now."""
+        return [wrapper for wrapper in [*self.wrappers.values(), *self.strays] if wrapper.connection is not None]
 
     def find(self, alias: str) -> Any:
         """Return the wrapper of `alias`, or None where it is still to be made."""
@@ -136,6 +147,8 @@ class Scope:
             scope = scope.parent
 
 
+# The scope that each task has open; and, to be inherited by the tasks that it starts, the one that a context has.
+_open: dict[asyncio.Task[Any] | None, Scope] = {}
 _current: ContextVar[Scope | None] = ContextVar("greenorm.scope", default=None)
 
 
@@ -149,11 +162,7 @@ def current() -> Scope | None:
 
 def own() -> Scope | None:
     """Return the scope that this task has open, or None."""
-    task = asyncio.current_task()
-    scope = _current.get()
-    while scope is not None and (scope.ended or scope.task is not task):
-        scope = scope.parent
-    return scope
+    return _open.get(asyncio.current_task())
 
 
 async def work_in(scope: Scope, job: Callable[[], T]) -> T:
@@ -161,13 +170,17 @@ async def work_in(scope: Scope, job: Callable[[], T]) -> T:
 
     A scope that still has users afterwards stays open for the rest of this task, until its last user has left.
     """
-    if _current.get() is not scope:
+    outer, was_open = _current.get(), scope.users > 0
+    if outer is not scope:
         _current.set(scope)
+    if not was_open:
+        _open[scope.task] = scope
     try:
         return await bridge.spawn(partial(scope.work, job), scope)
     finally:
-        if scope.ended and _current.get() is scope:
-            _current.set(scope.parent)
+        if (was_open or scope.ended) and _current.get() is scope:
+            # Tasks may share a context: what another one has set is to be found there again.
+            _current.set(scope.parent if outer is scope and scope.ended else outer)
 
 
 async def work(job: Callable[[], T]) -> T:

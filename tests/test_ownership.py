@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from typing import Any
 
 import pytest
@@ -136,6 +137,23 @@ async def test_a_child_of_a_run_without_transaction_gets_its_own_connection() ->
 
     mine, childs = await greenorm.run(outer)
     assert mine != childs
+
+
+async def test_tasks_that_share_one_context_keep_their_transactions_apart() -> None:
+    async def works(name: str) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+            async with greenorm.connection(), greenorm.atomic():
+                backend = await greenorm.run(pid)
+                await asyncio.sleep(0.002)
+                assert await greenorm.run(pid) == backend
+                await greenorm.run(Owner.objects.get_or_create, name=name)
+
+    context = contextvars.copy_context()
+    loop = asyncio.get_running_loop()
+    await asyncio.gather(*[loop.create_task(works(str(i)), context=context) for i in range(4)])
+    assert await greenorm.run(names) == ["0", "1", "2", "3"]
+    assert greenorm.pool_stats().in_use == 0
 
 
 async def test_a_failing_sibling_leaves_nothing_of_the_others_uncommitted() -> None:
