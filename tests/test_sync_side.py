@@ -7,7 +7,7 @@ import asyncio
 import psycopg
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, connection, connections, transaction
 from django.test import TestCase, TransactionTestCase
 
 import greenorm
@@ -123,3 +123,19 @@ def test_a_transaction_of_plain_sync_code_is_joined_through_async_to_sync() -> N
 def test_sync_code_without_a_transaction_is_not_joined() -> None:
     Owner.objects.create(name="committed")
     assert asyncio.run(greenorm.run(_pid)) != _pid()
+
+
+def test_a_wrapper_that_sync_code_has_connected_is_refused_in_a_run_and_left_alone() -> None:
+    wrapper = connections["default"]
+    wrapper.ensure_connection()
+    connected = wrapper.connection
+
+    def work() -> None:
+        connections["default"] = wrapper
+        greenorm.await_(asyncio.sleep(0))
+        with pytest.raises(greenorm.SharedScope, match="Look it up inside of the run"):
+            Owner.objects.count()
+
+    asyncio.run(greenorm.run(work))
+    assert wrapper.connection is connected
+    assert Owner.objects.count() == 0

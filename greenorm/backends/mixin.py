@@ -161,6 +161,8 @@ class AwaitableMixin(_Wrapper):
 
     def needs_connection(self) -> bool:
         """Return whether something would be lost if the connection were given back now."""
+        if not isinstance(self.connection, Connection):
+            return True  # sync code has connected it
         session = self.connection.session
         return bool(
             self.in_atomic_block
@@ -171,10 +173,10 @@ class AwaitableMixin(_Wrapper):
 
     def give_back(self) -> None:
         """Give the connection back to its pool, which rolls back what is open. The wrapper may be used again."""
-        conn, self.connection = self.connection, None
         self._scope = None
-        if conn is None:
-            return
+        if not isinstance(self.connection, Connection):
+            return  # nothing borrowed, or what sync code has connected
+        conn, self.connection = self.connection, None
         self.in_atomic_block = False
         self.run_on_commit = []
         for wrap in conn.session.execute_wrappers:
