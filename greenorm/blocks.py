@@ -32,7 +32,7 @@ class _Block:
         self._entered: list[Scope] = []
 
     def _scope(self) -> Scope:
-        return scope.own() or Scope(parent=scope.current())
+        return scope.own_or_new()
 
     def _enter(self, mine: Scope | None) -> None:
         raise NotImplementedError

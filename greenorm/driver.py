@@ -80,11 +80,11 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     on_interrupt: Callable[[BaseException], None] | None = None
     # The sync cursor classes of the face, as Django's settings name them.
     face_cursor_factory: type[Any] = psycopg.ClientCursor
-    # Where it was borrowed from, and whether Django has set it up.
+    # Where it was borrowed from; when it is to be closed, and when it became idle, by time.monotonic.
     pool: Any = None
-    # When it is to be closed, and when it became idle, on the clock of time.monotonic.
     expires_at: float = 0.0
     idle_since: float = 0.0
+    # Whether Django has set it up, and the isolation level that it then gave its wrapper.
     ready: bool = False
     wrapper_isolation_level: Any = None
     # The sends of connection_created, and the like, may leave wrappers around execute(): they stay with the session.

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class _Slices(Generic[T]):
-    """A sync iterable pulled slice by slice, each in a run; all on the ORM side but `start`."""
+    """A sync iterable pulled slice by slice, each in a run. Both methods are for the ORM side."""
 
     def __init__(self, source: Iterable[T], size: int, options: dict[str, Any]) -> None:
         self.source: Any = source
@@ -125,7 +125,7 @@ class iterate(Generic[T]):  # noqa: N801 - reads as the function that it is to i
         slices = self._slices
         if slices.scope is None or slices.items is None:
             hooks.install()
-            slices.scope = scope.own() or Scope(parent=scope.current())
+            slices.scope = scope.own_or_new()
         self._advancing = True
         try:
             await scope.work_in(slices.scope, job)

@@ -165,6 +165,11 @@ def own() -> Scope | None:
     return _open.get(asyncio.current_task())
 
 
+def own_or_new() -> Scope:
+    """Return the scope that this task has open, or a new one for it, below what its context has inherited."""
+    return own() or Scope(parent=current())
+
+
 async def work_in(scope: Scope, job: Callable[[], T]) -> T:
     """Run `job` on an ORM side that sees `scope`. Other tasks run while it waits.
 
@@ -185,7 +190,7 @@ async def work_in(scope: Scope, job: Callable[[], T]) -> T:
 
 async def work(job: Callable[[], T]) -> T:
     """Run `job` in the scope that this task has open, or in one of its own that ends with it."""
-    return await work_in(own() or Scope(parent=current()), job)
+    return await work_in(own_or_new(), job)
 
 
 def wait_for(awaitable: Awaitable[T]) -> T:
