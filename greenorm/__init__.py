@@ -10,6 +10,7 @@ if _sysconfig.get_config_var("Py_GIL_DISABLED"):
         "Use a build with the GIL (python3.14, not python3.14t)."
     )
 
+from .adapters import sync_to_async
 from .api import await_, gather, pool_stats, run
 from .blocks import atomic, connection
 from .bridge import in_run
@@ -49,4 +50,5 @@ __all__ = [
     "iterate",
     "pool_stats",
     "run",
+    "sync_to_async",
 ]

@@ -91,7 +91,7 @@ class _Block:
             finally:
                 mine.users -= 1
 
-        await scope.work_in(mine, leave)
+        await scope.work_in(mine, leave, always=True)
 
 
 class Atomic(_Block):

@@ -6,6 +6,7 @@ import asyncio
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from django.db.models import QuerySet
@@ -17,46 +18,53 @@ from .scope import Scope, loop_is_running
 if TYPE_CHECKING:
     from typing import Self
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 
-class _Slices(Generic[T]):
-    """A sync iterable pulled slice by slice, each in a run. Both methods are for the ORM side."""
+class Reading(Generic[T]):
+    """An iterator that is read over several runs, and keeps their scope in use until it ends or is left.
 
-    def __init__(self, source: Iterable[T], size: int, options: dict[str, Any]) -> None:
-        self.source: Any = source
-        self.size = size
-        self.options = options
+    `work` is for the task side and `abandon` for a finalizer; the other methods are for the ORM side.
+    """
+
+    def __init__(self, source: Callable[[], Iterable[T]]) -> None:
+        self.source: Callable[[], Iterable[T]] | None = source
         self.items: Iterator[T] | None = None
         self.scope: Scope | None = None
-        self.buffer: deque[T] = deque()
-        self.error: Exception | None = None
         self.done = False
+        self._advancing = False
 
-    def pull(self) -> None:
+    async def work(self, job: Callable[[], R]) -> R:
+        """Run `job` in the scope of this reading, which is that of the task that begins it."""
+        if self._advancing:
+            raise RuntimeError("iterate() is advanced by two tasks at once; give each task an iteration of its own")
+        if self.scope is None or self.items is None:
+            hooks.install()
+            self.scope = scope.own_or_new()
+        self._advancing = True
+        try:
+            return await scope.work_in(self.scope, job)
+        finally:
+            self._advancing = False
+
+    def begin(self) -> Iterator[T]:
+        """Return the iterator, and keep the scope in use from the first call on."""
         assert self.scope is not None
         if self.items is None:
-            self.scope.users += 1
+            assert self.source is not None
             source, self.source = self.source, None
+            self.scope.users += 1
             try:
-                self.items = iter(source.iterator(**self.options) if hasattr(source, "iterator") else source)
+                self.items = iter(source())
             except BaseException:
                 self.done = True
                 self.scope.users -= 1
                 raise
-        try:
-            for _ in range(self.size):
-                self.buffer.append(next(self.items))
-        except StopIteration:
-            self.close()
-        except Exception as exc:
-            self.error = exc
-            self.close()
-        except BaseException:
-            self.close()
-            raise
+        return self.items
 
     def close(self) -> None:
+        """Close the iterator, and with it its cursor, and let go of the scope."""
         if self.done:
             return
         self.done = True
@@ -67,9 +75,54 @@ class _Slices(Generic[T]):
             if self.scope is not None and self.items is not None:
                 self.scope.users -= 1
 
+    def abandon(self) -> None:
+        """Close, in a task of its own, what nobody will read on."""
+        if self.done or self.items is None:
+            return
+        mine = self.scope
+        assert mine is not None
+        if not loop_is_running():
+            mine.end()
+            return
+        if mine.users == 1:
+            mine.close_to_joiners()  # the task's next run must not meet the cursor's end
+        task = asyncio.get_running_loop().create_task(scope.work_in(mine, self.close))
+        _closing.add(task)
+        task.add_done_callback(functools.partial(_closed, mine))
+
 
 # Iterations left by `break`, whose cursor is being closed.
 _closing: set[asyncio.Task[None]] = set()
+
+
+def _closed(mine: Scope, task: asyncio.Task[None]) -> None:
+    _closing.discard(task)
+    if task.cancelled() and mine.wrappers:
+        mine.end()  # the loop is ending, and nothing was awaited: close the socket
+
+
+class _Slices(Reading[T]):
+    """A sync iterable pulled slice by slice into a buffer."""
+
+    def __init__(self, source: Callable[[], Iterable[T]], size: int) -> None:
+        super().__init__(source)
+        self.size = size
+        self.buffer: deque[T] = deque()
+        self.error: Exception | None = None
+
+    def pull(self) -> None:
+        items = self.begin()
+        before = len(self.buffer)
+        try:
+            self.buffer.extend(islice(items, self.size))  # keeps the items before an error
+        except Exception as exc:
+            self.error = exc
+            self.close()
+        except BaseException:
+            self.close()
+            raise
+        if len(self.buffer) - before < self.size:
+            self.close()
 
 
 class iterate(Generic[T]):  # noqa: N801 - reads as the function that it is to its callers
@@ -87,16 +140,16 @@ class iterate(Generic[T]):  # noqa: N801 - reads as the function that it is to i
     ) -> None:
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}, but must be at least 1")
-        options = {}
+        read: Callable[[], Iterable[Any]] = functools.partial(iter, cast("Iterable[T]", source))
         if isinstance(source, QuerySet):
             chunk_size = chunk_size or 2000
-            options = {"chunk_size": chunk_size}
+            read = functools.partial(source.iterator, chunk_size=chunk_size)
         elif isinstance(source, RawQuerySet):
             chunk_size = chunk_size or 2000
+            read = source.iterator
         elif not hasattr(source, "__iter__"):
             raise TypeError(f"iterate() takes a queryset or another sync iterable, not {type(source).__name__}")
-        self._slices: _Slices[T] = _Slices(cast("Iterable[T]", source), chunk_size or 1, options)
-        self._advancing = False
+        self._slices: _Slices[T] = _Slices(read, chunk_size or 1)
 
     def __aiter__(self) -> Self:
         return self
@@ -104,7 +157,7 @@ class iterate(Generic[T]):  # noqa: N801 - reads as the function that it is to i
     async def __anext__(self) -> T:
         slices = self._slices
         if not slices.buffer and not slices.done:
-            await self._work(slices.pull)
+            await slices.work(slices.pull)
         if slices.buffer:
             return slices.buffer.popleft()
         if slices.error is not None:
@@ -117,20 +170,7 @@ class iterate(Generic[T]):  # noqa: N801 - reads as the function that it is to i
         slices = self._slices
         slices.buffer.clear()
         if not slices.done:
-            await self._work(slices.close)
-
-    async def _work(self, job: Callable[[], None]) -> None:
-        if self._advancing:
-            raise RuntimeError("iterate() is advanced by two tasks at once; give each task an iteration of its own")
-        slices = self._slices
-        if slices.scope is None or slices.items is None:
-            hooks.install()
-            slices.scope = scope.own_or_new()
-        self._advancing = True
-        try:
-            await scope.work_in(slices.scope, job)
-        finally:
-            self._advancing = False
+            await slices.work(slices.close)
 
     async def __aenter__(self) -> Self:
         return self
@@ -139,21 +179,5 @@ class iterate(Generic[T]):  # noqa: N801 - reads as the function that it is to i
         await self.aclose()
 
     def __del__(self) -> None:
-        slices = getattr(self, "_slices", None)
-        if slices is None or slices.done or slices.items is None:
-            return
-        mine = slices.scope
-        if not loop_is_running():
-            mine.end()
-            return
-        if mine.users == 1:
-            mine.close_to_joiners()  # the task's next run must not meet the cursor's end
-        task = asyncio.get_running_loop().create_task(scope.work_in(mine, slices.close))
-        _closing.add(task)
-        task.add_done_callback(functools.partial(_closed, mine))
-
-
-def _closed(mine: Scope, task: asyncio.Task[None]) -> None:
-    _closing.discard(task)
-    if task.cancelled() and mine.wrappers:
-        mine.end()  # the loop is ending, and nothing was awaited: close the socket
+        if (slices := getattr(self, "_slices", None)) is not None:
+            slices.abandon()

@@ -12,22 +12,18 @@ sync code has opened its transaction (`join_run`, `leave_run`).
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, TypeVar, cast
-from weakref import WeakSet
+from typing import Any, TypeVar
 
-from asgiref.sync import AsyncToSync
-from django.conf import settings
-from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from . import bridge
+from . import bridge, conf, sharing
 from .errors import BlockingBackend, SharedScope
+from .sharing import in_transaction
 
 T = TypeVar("T")
 
@@ -39,7 +35,7 @@ class Scope:
         self.task = asyncio.current_task()
         self.parent = parent  # the scope of another task, that this one inherited; or an outer one that has ended
         self.wrappers: dict[str, Any] = {}
-        self.joined: dict[str, Any] = {}
+        self.joined: dict[str, Callable[[], None]] = {}  # wrappers of others, used in turns, and how to leave them
         self.strays: list[Any] = []  # wrappers that were not looked up in this scope, and were connected in it
         self.pins: Counter[str] = Counter()
         self.users = 0
@@ -85,9 +81,8 @@ class Scope:
             del _open[self.task]
 
     def _let_go(self, alias: str, wrapper: Any) -> None:
-        if alias in self.joined:
-            wrapper.leave_run()
-            self.joined.pop(alias).release()
+        if (leave := self.joined.pop(alias, None)) is not None:
+            leave()
         elif getattr(wrapper, "can_await", False):
             wrapper.give_back()
         else:
@@ -108,19 +103,40 @@ class Scope:
         """Return the wrapper of `alias`, or None where it is still to be made."""
         if alias in self.wrappers:
             return self.wrappers[alias]
-        wrapper = _opened_by_sync_code(alias)
+        wrapper = self._lent(alias)
+        if wrapper is not None:
+            return wrapper
+        wrapper = sharing.opened_by_sync_code(alias)
         if wrapper is not None:
             self.refuse_inherited(alias, wrapper)
-            turn = _turn(wrapper)
-            bridge.drive(_acquire(turn))
+            turn = sharing.turn_of(wrapper)
+            bridge.drive(sharing.take(turn))
             wrapper.join_run()
-            self.joined[alias] = turn
-            self.wrappers[alias] = wrapper
+            self._join(alias, wrapper, partial(_leave_sync_code, wrapper, turn))
         return wrapper
+
+    def _lent(self, alias: str) -> Any:
+        """Join the transaction of a scope that waits for this task in async_to_sync, when it is this one's turn."""
+        while (holder := self._holder(alias)) is not None and (wait := sharing.turn_in(holder)) is not None:
+            turn = wait.turn
+            assert turn is not None
+            bridge.drive(sharing.take(turn))
+            wrapper = holder.wrappers.get(alias)
+            if wait.over or wrapper is None:
+                turn.release()
+                continue
+            self._join(alias, wrapper, partial(_leave_lender, wrapper, turn, holder, len(wrapper.savepoint_ids)))
+            wrapper._scope = self
+            return wrapper
+        return None
+
+    def _join(self, alias: str, wrapper: Any, leave: Callable[[], None]) -> None:
+        self.joined[alias] = leave
+        self.wrappers[alias] = wrapper
 
     def add(self, alias: str, wrapper: Any) -> None:
         """Let this scope's code see `wrapper` as `alias`."""
-        if not getattr(wrapper, "can_await", False) and alias not in blocking_aliases():
+        if not getattr(wrapper, "can_await", False) and alias not in conf.blocking_aliases():
             wrapper.connect = wrapper.copy = partial(_refuse_blocking, alias, wrapper)
         self.wrappers[alias] = wrapper
 
@@ -133,18 +149,42 @@ class Scope:
 
     def refuse_inherited(self, alias: str, wrapper: Any = None) -> None:
         """Raise SharedScope where this task inherited a scope whose transaction or connection is not its own."""
+        holder = self._holder(alias, wrapper)
+        if holder is not None and alias not in self.joined:
+            what = "connection" if holder.pins[alias] else "transaction"
+            raise SharedScope(
+                f"{_name(self.task)} was started while {_name(holder.task)} holds a {what} open on {alias!r}, and "
+                f"a {what} is never shared between tasks. Start it outside of that block, await its work in the "
+                "task that opened the block, or give it a connection of its own: `async with "
+                "greenorm.connection(): ...`."
+            )
+
+    def _holder(self, alias: str, wrapper: Any = None) -> Scope | None:
+        """Return the scope above this one that has `alias` in a transaction, or pinned, or has `wrapper`, if any."""
         scope = self.parent
         while scope is not None:
             held = scope.wrappers.get(alias)
-            if held is not None and (held is wrapper or scope.pins[alias] or in_transaction(held)):
-                what = "connection" if scope.pins[alias] else "transaction"
-                raise SharedScope(
-                    f"{_name(self.task)} was started while {_name(scope.task)} holds a {what} open on {alias!r}, and "
-                    f"a {what} is never shared between tasks. Start it outside of that block, await its work in the "
-                    "task that opened the block, or give it a connection of its own: `async with "
-                    "greenorm.connection(): ...`."
-                )
+            if (
+                held is not None
+                and (held is wrapper or scope.pins[alias] or in_transaction(held))
+                and not (alias in scope.joined and _share_a_context(self.task, scope.task))
+            ):
+                return scope
             scope = scope.parent
+        return None
+
+
+def _leave_sync_code(wrapper: Any, turn: asyncio.Lock) -> None:
+    wrapper.leave_run()
+    turn.release()
+
+
+def _leave_lender(wrapper: Any, turn: asyncio.Lock, lender: Scope, savepoints: int) -> None:
+    wrapper._scope = lender
+    if left := len(wrapper.savepoint_ids) - savepoints:  # blocks that were never left: their task was destroyed
+        del wrapper.atomic_blocks[-left:], wrapper.savepoint_ids[-left:]
+        wrapper.needs_rollback = True
+    turn.release()
 
 
 # The scope that each task has open; and, to be inherited by the tasks that it starts, the one that a context has.
@@ -170,12 +210,15 @@ def own_or_new() -> Scope:
     return own() or Scope(parent=current())
 
 
-async def work_in(scope: Scope, job: Callable[[], T]) -> T:
+async def work_in(scope: Scope, job: Callable[[], T], always: bool = False) -> T:
     """Run `job` on an ORM side that sees `scope`. Other tasks run while it waits.
 
     A scope that still has users afterwards stays open for the rest of this task, until its last user has left.
+    Where the job must wait for its turn, it is done `always`, or not if the task is cancelled meanwhile.
     """
     outer, was_open = _current.get(), scope.users > 0
+    if (wait := sharing.turn_in(scope)) is not None:
+        job = partial(_in_turn, wait, job, always)
     if outer is not scope:
         _current.set(scope)
     if not was_open:
@@ -193,79 +236,64 @@ async def work(job: Callable[[], T]) -> T:
     return await work_in(own_or_new(), job)
 
 
-def wait_for(awaitable: Awaitable[T]) -> T:
-    """Wait for anything but the database, on the ORM side, without holding on to what is not needed meanwhile."""
+def wait_for(awaitable: Awaitable[T], lend: bool = False) -> T:
+    """Wait for anything but the database, on the ORM side, without holding on to what is not needed meanwhile.
+
+    With `lend`, tasks that are started meanwhile by what is waited for may use, in turns, what is still held.
+    """
     scope: Scope | None = bridge.carried()
     if scope is None:
         return bridge.await_(awaitable)
     scope.settle()
+    wait = sharing.Wait(scope, lend)
     try:
         return bridge.await_(awaitable)
     except BaseException as exc:
         if not isinstance(exc, Exception):
             scope.mark_for_rollback()
         raise
+    finally:
+        wait.end()
 
 
-def in_transaction(wrapper: Any) -> bool:
-    """Return whether `wrapper` has a transaction open, by `atomic` or by autocommit being off."""
-    return wrapper.connection is not None and (wrapper.in_atomic_block or not wrapper.autocommit)
+@contextmanager
+def left() -> Iterator[None]:
+    """Let what this context starts be outside of the scope that it has open."""
+    outer = _current.get()
+    if outer is not None:
+        _current.set(None)
+    try:
+        yield
+    finally:
+        if outer is not None:
+            _current.set(outer)
 
 
-# Transactions that sync code has opened: in this thread, or in the one that waits for this loop in async_to_sync.
-
-_sync_wrappers: dict[int | None, WeakSet[Any]] = {}
-
-
-def note_sync_connection(wrapper: Any) -> None:
-    """Remember that sync code of this thread has connected `wrapper`."""
-    _sync_wrappers.setdefault(threading.get_ident(), WeakSet()).add(wrapper)
-
-
-def _opened_by_sync_code(alias: str) -> Any:
-    if not _sync_wrappers:
-        return None
-    for ident in _sync_threads():
-        for wrapper in list(_sync_wrappers.get(ident, ())):
-            if (
-                wrapper.alias == alias
-                and in_transaction(wrapper)
-                and wrapper.settings_dict is connections.settings[alias]
-            ):
-                return wrapper
-    return None
+async def lend(coro: Coroutine[Any, Any, T]) -> T:
+    """Await `coro` on the task side, whose tasks may use, in turns, what this task's open scope holds."""
+    mine = own()
+    if mine is None:
+        return await coro
+    wait = sharing.Wait(mine, lend=True)
+    try:
+        return await coro
+    finally:
+        await bridge.spawn(wait.end)
 
 
-def _sync_threads() -> Iterator[int | None]:
-    yield threading.get_ident()
-    # asgiref keeps the executor of the waiting thread by context, and by loop for tasks with a context of their own.
-    for executor in (
-        getattr(AsyncToSync.executors, "current", None),
-        AsyncToSync.loop_thread_executors.get(asyncio.get_running_loop()),
-    ):
-        if executor is not None and not executor._broken:
-            yield executor._work_thread.ident
+def _in_turn(wait: sharing.Wait, job: Callable[[], T], always: bool) -> T:
+    assert wait.turn is not None
+    bridge.drive(sharing.take(wait.turn, always))
+    try:
+        return job()
+    finally:
+        wait.turn.release()
 
 
-def _turn(wrapper: Any) -> asyncio.Lock:
-    loop = asyncio.get_running_loop()
-    owner, turn = getattr(wrapper, "_turn", (None, None))
-    if turn is None or owner is not loop:
-        turn = asyncio.Lock()
-        wrapper._turn = loop, turn
-    return turn
-
-
-async def _acquire(turn: asyncio.Lock) -> None:
-    await turn.acquire()
-
-
-# Aliases of other backends
-
-
-def blocking_aliases() -> Iterable[str]:
-    """Return the aliases that may block the event loop, by `GREENORM = {"BLOCKING_ALIASES": [...]}`."""
-    return cast("Iterable[str]", getattr(settings, "GREENORM", {}).get("BLOCKING_ALIASES", ()))
+def _share_a_context(one: asyncio.Task[Any] | None, other: asyncio.Task[Any] | None) -> bool:
+    # Tasks that Django starts side by side in one context (Signal.asend, 6.1) do not inherit from each other.
+    get_context: Any = getattr(asyncio.Task, "get_context", None)  # not in Python 3.11
+    return bool(get_context and one and other and get_context(one) is get_context(other))
 
 
 def _refuse_blocking(alias: str, wrapper: Any, *_: Any) -> None:

@@ -20,12 +20,16 @@ LAYERS = [
     ["driver"],
     ["pool_options"],
     ["pool"],
+    ["sharing", "conf"],
     ["scope"],
     ["hooks", "backends.pooling"],
     ["backends.mixin"],
     ["backends.postgresql.base", "backends.postgis.base"],
     ["api", "blocks", "iteration"],
-    ["decorator"],
+    ["adapters", "decorator"],
+    ["integrations.routing", "integrations.transaction_atomic", "integrations.awaitable_querysets"],
+    ["integrations.async_methods"],
+    ["apps"],
     ["__init__"],
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

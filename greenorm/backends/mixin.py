@@ -17,7 +17,7 @@ from django.db.backends.postgresql import base as postgresql
 from django.db.backends.postgresql.psycopg_any import register_tzloader
 from psycopg import pq
 
-from .. import bridge, scope
+from .. import bridge, scope, sharing
 from ..cursors import bridged
 from ..driver import IDLE, AsyncConnection, Connection, adopt, release
 from ..errors import SharedScope
@@ -156,7 +156,7 @@ class AwaitableMixin(_Wrapper):
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Mirrors DatabaseWrapper.get_new_connection, Django 6.1."""
         if not bridge.in_run():
-            scope.note_sync_connection(self)
+            sharing.note_sync_connection(self)
         return super().get_new_connection(conn_params)
 
     def needs_connection(self) -> bool:

@@ -1,0 +1,40 @@
+"""The settings under `GREENORM`, read when they are needed, so that `override_settings` works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+DEFAULTS: dict[str, Any] = {
+    "BLOCKING_ALIASES": (),
+    "RUN_ALL_SYNC_TO_ASYNC": False,
+    "KEEP_IN_THREADS": (),
+    "ASYNC_TRANSACTION_ATOMIC": False,
+    "AWAITABLE_QUERYSETS": False,
+}
+
+
+def get(name: str) -> Any:
+    """Return the setting `name` of GREENORM, or its default."""
+    return getattr(settings, "GREENORM", {}).get(name, DEFAULTS[name])
+
+
+def blocking_aliases() -> Iterable[str]:
+    """Return the aliases that may block the event loop, by `GREENORM = {"BLOCKING_ALIASES": [...]}`."""
+    return cast("Iterable[str]", get("BLOCKING_ALIASES"))
+
+
+def check() -> None:
+    """Raise ImproperlyConfigured for a name that is no setting, or a value of the wrong type."""
+    for name, value in getattr(settings, "GREENORM", {}).items():
+        if name not in DEFAULTS:
+            raise ImproperlyConfigured(
+                f"GREENORM has no setting {name!r}. Its settings are {', '.join(sorted(DEFAULTS))}."
+            )
+        wanted = bool if DEFAULTS[name] is False else (list, tuple, set, frozenset)
+        if not isinstance(value, wanted):
+            what = "True or False" if wanted is bool else "a list of strings"
+            raise ImproperlyConfigured(f"GREENORM[{name!r}] must be {what}, not {value!r}.")

@@ -1,0 +1,139 @@
+"""Transactions that are shared, in turns: by a run with sync code, and by an ORM side with the tasks that it waits for.
+
+Sync code that has opened a transaction and waits (a `TestCase`, a thread in `async_to_sync`) shares it with the runs
+below it. An ORM side that waits in `async_to_sync` lends what it holds to the tasks that are started meanwhile, as
+asgiref hands their sync code to the thread that waits. Nobody else ever sees a transaction that is not its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from asgiref.sync import AsyncToSync
+from django.db import connections
+
+from . import bridge
+from .errors import ConnectionInUse
+
+if TYPE_CHECKING:
+    from .scope import Scope
+
+# How long an ORM side that goes on waits for a task to give back what it was lent.
+RETURN_SECONDS = 15.0
+
+
+def in_transaction(wrapper: Any) -> bool:
+    """Return whether `wrapper` has a transaction open, by `atomic` or by autocommit being off."""
+    return wrapper.connection is not None and (wrapper.in_atomic_block or not wrapper.autocommit)
+
+
+# Sync code shares with the runs below it
+
+
+_sync_wrappers: dict[int | None, WeakSet[Any]] = {}
+
+
+def note_sync_connection(wrapper: Any) -> None:
+    """Remember that sync code of this thread has connected `wrapper`."""
+    _sync_wrappers.setdefault(threading.get_ident(), WeakSet()).add(wrapper)
+
+
+def opened_by_sync_code(alias: str) -> Any:
+    """Return the wrapper on which this thread, or the one that waits for this loop, has a transaction open, or None."""
+    if not _sync_wrappers:
+        return None
+    for ident in _sync_threads():
+        for wrapper in list(_sync_wrappers.get(ident, ())):
+            if (
+                wrapper.alias == alias
+                and in_transaction(wrapper)
+                and wrapper.settings_dict is connections.settings[alias]
+            ):
+                return wrapper
+    return None
+
+
+def _sync_threads() -> Iterator[int | None]:
+    yield threading.get_ident()
+    for executor in _waiting_executors():
+        if executor is not None and not executor._broken:
+            yield executor._work_thread.ident
+
+
+def _waiting_executors() -> Iterator[Any]:
+    # asgiref keeps the executor of the waiting thread by context, and by loop for tasks with a context of their own.
+    yield getattr(AsyncToSync.executors, "current", None)
+    yield AsyncToSync.loop_thread_executors.get(asyncio.get_running_loop())
+
+
+def sync_code_waits() -> bool:
+    """Return whether sync code, in a thread of its own, waits in `async_to_sync` for the code that calls this."""
+    return any(executor is not None for executor in _waiting_executors())
+
+
+def turn_of(wrapper: Any) -> asyncio.Lock:
+    """Return the lock by which scopes of the running loop take turns on a wrapper of sync code."""
+    loop = asyncio.get_running_loop()
+    owner, turn = getattr(wrapper, "_turn", (None, None))
+    if turn is None or owner is not loop:
+        turn = asyncio.Lock()
+        wrapper._turn = loop, turn
+    return turn
+
+
+async def take(turn: asyncio.Lock, always: bool = False) -> None:
+    """Wait for a turn, under `bridge.drive`; `always` even if the task is cancelled meanwhile, within a bound."""
+    if always:
+        await bridge.to_completion(turn.acquire(), RETURN_SECONDS)
+    else:
+        await turn.acquire()
+
+
+# An ORM side shares with the tasks that it waits for
+
+
+class Wait:
+    """A wait of `scope` for async code, from now to `end`; with a `turn` where the tasks of that code may join.
+
+    Seen by the tasks that are started meanwhile, since they copy the context, and by none that was there before.
+    """
+
+    __slots__ = ("outer", "over", "scope", "turn")
+
+    def __init__(self, scope: Scope, lend: bool) -> None:
+        self.scope = scope
+        self.turn = asyncio.Lock() if lend else None
+        self.over = False
+        self.outer = _waits.get()
+        _waits.set(self)
+
+    def end(self) -> None:
+        """Let nobody join any more, and wait, on an ORM side, for the one that still has a turn."""
+        self.over = True
+        _waits.set(self.outer)
+        if self.turn is None or not self.turn.locked():
+            return
+        try:
+            bridge.drive(take(self.turn, always=True))
+        except TimeoutError:
+            self.scope.mark_for_rollback()
+            raise ConnectionInUse(
+                f"A task that was started inside async_to_sync() still uses the transaction that it was lent there, "
+                f"{RETURN_SECONDS:.0f} seconds after the call has ended. Await such a task before returning."
+            ) from None
+
+
+_waits: ContextVar[Wait | None] = ContextVar("greenorm.waits", default=None)
+
+
+def turn_in(scope: Scope) -> Wait | None:
+    """Return the innermost wait of `scope` around this code, where that lends, or None."""
+    wait = _waits.get()
+    while wait is not None and (wait.over or wait.scope is not scope):
+        wait = wait.outer
+    return wait if wait is not None and wait.turn is not None else None
