@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -21,6 +23,7 @@ from django.test import SimpleTestCase
 from psycopg.conninfo import make_conninfo
 
 from greenorm.demo.server import database_settings, embedded_server
+from greenorm.integrations import async_methods as hook
 from tests.servers import system_server, with_postgis
 
 _stack = ExitStack()
@@ -32,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     _stack.enter_context(Databases(dsn, names))
     default, other = (make_conninfo(dsn, dbname=name) for name in names)
     aliases = {}
-    apps = ["django.contrib.contenttypes", "django.contrib.auth", "tests.shop"]
+    apps = ["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.sessions", "tests.shop"]
     if (programs := with_postgis()) is not None:
         dsn = _stack.enter_context(system_server(programs))
         with psycopg.connect(dsn, autocommit=True) as conn:
@@ -47,16 +50,22 @@ def pytest_configure(config: pytest.Config) -> None:
             "local": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"},
         },
         INSTALLED_APPS=apps,
+        MIGRATION_MODULES=dict.fromkeys(["contenttypes", "auth", "sessions"]),  # shop has none and refers to them
         DATABASE_ROUTERS=["tests.places.models.Router"] if aliases else [],
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         SECRET_KEY="tests",
         USE_TZ=True,
         TIME_ZONE="Europe/Berlin",
         PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"],
+        CACHES={
+            "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+            "database": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "shop_cache"},
+        },
     )
     django.setup()
     for alias in ("default", "other", *aliases):
         call_command("migrate", database=alias, run_syncdb=True, verbosity=0)
+        call_command("createcachetable", database=alias)
         connections[alias].close()
         connections[alias].close_pool()
 
@@ -110,6 +119,29 @@ def cleaners() -> Iterator[list[psycopg.Connection]]:
         yield cleaners
 
 
+@pytest.fixture
+def async_methods() -> Iterator[None]:
+    """Django's own async methods are runs, as with "greenorm" in INSTALLED_APPS."""
+    hook.install()
+    yield
+    hook.uninstall()
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """No thread may start. Where one may, the test clears the list of what has started."""
+    started: list[str] = []
+    start = threading.Thread.start
+
+    def note(thread: threading.Thread) -> None:
+        started.append(f"{thread.name}: {''.join(traceback.format_stack(limit=12))}")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", note)
+    yield started
+    assert started == []
+
+
 @pytest.fixture(autouse=True)
 def clean(request: pytest.FixtureRequest, cleaners: list[psycopg.Connection]) -> Iterator[None]:
     """Empty every table after a test that may have filled it, and close what plain sync code has opened."""
@@ -119,4 +151,7 @@ def clean(request: pytest.FixtureRequest, cleaners: list[psycopg.Connection]) ->
     for alias, cleaner in zip(("default", "other"), cleaners, strict=True):
         connections[alias].close()
         connections[alias].close_pool()
-        cleaner.execute("TRUNCATE shop_owner, shop_tag, shop_fact RESTART IDENTITY CASCADE")
+        cleaner.execute(
+            "TRUNCATE shop_owner, shop_tag, shop_fact, shop_note, shop_cache, django_session, auth_user, auth_group "
+            "RESTART IDENTITY CASCADE"
+        )

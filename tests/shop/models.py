@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from django.contrib.contenttypes.fields import GenericForeignKey, GenericRelation
+from django.contrib.contenttypes.models import ContentType
 from django.contrib.postgres.fields import ArrayField, DateTimeRangeField
 from django.db import models
 
@@ -29,6 +31,7 @@ class Account(models.Model):
     balance = models.IntegerField(default=0)
     opened = models.DateTimeField(auto_now_add=True)
     tags = models.ManyToManyField(Tag, related_name="accounts")
+    notes = GenericRelation("shop.Note")
 
     class Meta:
         app_label = "shop"
@@ -36,6 +39,19 @@ class Account(models.Model):
 
     def __str__(self) -> str:
         return f"{self.owner_id}: {self.balance}"
+
+
+class Note(models.Model):
+    text = models.CharField(max_length=100)
+    content_type = models.ForeignKey(ContentType, models.CASCADE)
+    object_id = models.PositiveBigIntegerField()
+    subject = GenericForeignKey()
+
+    class Meta:
+        app_label = "shop"
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class Fact(models.Model):
