@@ -32,7 +32,7 @@ async def run_adapted(adapter: SyncToAsync[..., T], *args: Any, **kwargs: Any) -
     job = functools.partial(adapter.func, *args, **kwargs)
     if (error := sys.exc_info()[1]) is not None:
         job = functools.partial(_call_while_handling, error, job)
-    if (context := getattr(adapter, "context", None)) is not None:  # not in asgiref 3.8
+    if (context := getattr(adapter, "context", None)) is not None:  # not in asgiref 3.9
         job = functools.partial(cast("contextvars.Context", context).run, job)
     try:
         return await scope.work(job)
@@ -135,7 +135,13 @@ def sync_to_async(
     executor: ThreadPoolExecutor | None = None,
     context: contextvars.Context | None = None,
 ) -> Callable[P, Coroutine[Any, Any, T]]: ...
-def sync_to_async(func: Any = None, *, context: contextvars.Context | None = None, **options: Any) -> Any:
+def sync_to_async(
+    func: Any = None,
+    *,
+    thread_sensitive: bool = True,
+    executor: ThreadPoolExecutor | None = None,
+    context: contextvars.Context | None = None,
+) -> Any:
     """asgiref's `sync_to_async`, whose thread-sensitive calls are runs.
 
     Awaited, by a call of the result: what `greenorm.run` awaits; other tasks run meanwhile. With
@@ -143,9 +149,9 @@ def sync_to_async(func: Any = None, *, context: contextvars.Context | None = Non
     contextvars.Context to run in, by default the caller's. Raises TypeError for what is async, as asgiref does.
     """
     if func is None:
-        return functools.partial(sync_to_async, context=context, **options)
-    if context is not None and not options.get("thread_sensitive", True):
-        options["context"] = context  # asgiref's own, where it knows it (3.9)
-    adapter: Any = _InRun(func, **options)
+        return functools.partial(sync_to_async, thread_sensitive=thread_sensitive, executor=executor, context=context)
+    if not thread_sensitive and context is not None:
+        return _InRun(func, thread_sensitive, executor, context=context)  # TypeError where asgiref is too old for it
+    adapter: Any = _InRun(func, thread_sensitive, executor)
     adapter.context = context
     return adapter

@@ -162,23 +162,32 @@ def _is_for_greenorm(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _aliases(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[str]:
-    subject: Any
     enclosed = _enclosed_by(fn)
-    using = kwargs.get("using") or enclosed.get("using")
+    using = kwargs.get("using", enclosed.get("using"))
     if isinstance(using, str):
         yield using
         return
-    subject = getattr(fn, "__self__", None)
-    if subject is None or isinstance(subject, ModuleType):  # no method: what it encloses, or its first argument
-        subject = getattr(enclosed.get("self"), "queryset", None) or enclosed.get("sender") or next(iter(args), None)
-        if type(subject) in (list, tuple):
-            subject = subject[0] if subject else None
+    subject = _subject_of(fn, enclosed, args)
     if isinstance(chosen := getattr(subject, "_db", None), str):
         yield chosen
         return
     model, hints = _model_of(subject)
     if model is not None:
         yield from _routed(model, hints)
+
+
+def _subject_of(fn: Any, enclosed: dict[str, Any], args: tuple[Any, ...]) -> Any:
+    # Compared with `is`: the truth of a queryset is a query.
+    owner = getattr(fn, "__self__", None)
+    if owner is not None and not isinstance(owner, ModuleType):
+        return owner
+    first = args[0] if args else None
+    if type(first) in (list, tuple):
+        first = first[0] if first else None
+    for subject in (getattr(enclosed.get("self"), "queryset", None), enclosed.get("sender"), first):
+        if subject is not None:
+            return subject
+    return None
 
 
 def _model_of(subject: Any) -> tuple[type[Model] | None, dict[str, Any]]:
