@@ -1,12 +1,14 @@
-"""The settings under `GREENORM`, read when they are needed, so that `override_settings` works."""
+"""The settings under `GREENORM`. `override_settings` works."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any, cast
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
 
 DEFAULTS: dict[str, Any] = {
     "BLOCKING_ALIASES": (),
@@ -17,9 +19,22 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+@functools.cache
+def _given() -> dict[str, Any]:
+    return {**DEFAULTS, **getattr(settings, "GREENORM", {})}
+
+
+def _forget(*, setting: str, **_: Any) -> None:
+    if setting == "GREENORM":
+        _given.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="greenorm.conf")
+
+
 def get(name: str) -> Any:
     """Return the setting `name` of GREENORM, or its default."""
-    return getattr(settings, "GREENORM", {}).get(name, DEFAULTS[name])
+    return _given()[name]
 
 
 def blocking_aliases() -> Iterable[str]:

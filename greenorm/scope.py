@@ -19,6 +19,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeVar
 
+from asgiref.sync import AsyncToSync
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from . import bridge, conf, sharing
@@ -256,17 +257,32 @@ def wait_for(awaitable: Awaitable[T], lend: bool = False) -> T:
         wait.end()
 
 
+# Whether sync code waits in async_to_sync for this context's code, and has no scope around it. Our own, since to ask
+# asgiref for its executor costs more than a look-up of everything else.
+_sync_code_waits: ContextVar[bool] = ContextVar("greenorm.sync_code_waits", default=False)
+
+
 @contextmanager
-def left() -> Iterator[None]:
-    """Let what this context starts be outside of the scope that it has open."""
-    outer = _current.get()
-    if outer is not None:
-        _current.set(None)
+def waits_outside() -> Iterator[None]:
+    """Let what is started in here be outside of the scope that this context has open: sync code waits for it."""
+    outer = _current.get(), _sync_code_waits.get()
+    _current.set(None)
+    _sync_code_waits.set(True)
     try:
         yield
     finally:
-        if outer is not None:
-            _current.set(outer)
+        _current.set(outer[0])
+        _sync_code_waits.set(outer[1])
+
+
+def belongs_to_sync_code() -> bool:
+    """Return whether sync code, in a thread of its own, waits for the code that calls this, and is nearer than a scope.
+
+    For the task side.
+    """
+    if current() is not None:
+        return False
+    return _sync_code_waits.get() or asyncio.get_running_loop() in AsyncToSync.loop_thread_executors
 
 
 async def lend(coro: Coroutine[Any, Any, T]) -> T:
@@ -277,6 +293,9 @@ async def lend(coro: Coroutine[Any, Any, T]) -> T:
     wait = sharing.Wait(mine, lend=True)
     try:
         return await coro
+    except GeneratorExit:
+        wait.turn = None  # nobody would resume this coroutine if it waited
+        raise
     finally:
         await bridge.spawn(wait.end)
 

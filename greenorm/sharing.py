@@ -60,20 +60,13 @@ def opened_by_sync_code(alias: str) -> Any:
 
 def _sync_threads() -> Iterator[int | None]:
     yield threading.get_ident()
-    for executor in _waiting_executors():
+    # asgiref keeps the executor of the waiting thread by context, and by loop for tasks with a context of their own.
+    for executor in (
+        getattr(AsyncToSync.executors, "current", None),
+        AsyncToSync.loop_thread_executors.get(asyncio.get_running_loop()),
+    ):
         if executor is not None and not executor._broken:
             yield executor._work_thread.ident
-
-
-def _waiting_executors() -> Iterator[Any]:
-    # asgiref keeps the executor of the waiting thread by context, and by loop for tasks with a context of their own.
-    yield getattr(AsyncToSync.executors, "current", None)
-    yield AsyncToSync.loop_thread_executors.get(asyncio.get_running_loop())
-
-
-def sync_code_waits() -> bool:
-    """Return whether sync code, in a thread of its own, waits in `async_to_sync` for the code that calls this."""
-    return any(executor is not None for executor in _waiting_executors())
 
 
 def turn_of(wrapper: Any) -> asyncio.Lock:
@@ -116,7 +109,7 @@ class Wait:
         """Let nobody join any more, and wait, on an ORM side, for the one that still has a turn."""
         self.over = True
         _waits.set(self.outer)
-        if self.turn is None or not self.turn.locked():
+        if self.turn is None or not self.turn.locked() or bridge.dying():
             return
         try:
             bridge.drive(take(self.turn, always=True))

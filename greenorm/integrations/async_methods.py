@@ -39,7 +39,7 @@ def _async_to_sync_call(stock: Hook) -> Hook:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if bridge.in_run():
             return adapters.await_adapted(self, *args, **kwargs)
-        with scope.left():
+        with scope.waits_outside():
             return stock(self, *args, **kwargs)
 
     return call

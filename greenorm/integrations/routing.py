@@ -27,7 +27,7 @@ from django.db.utils import load_backend
 from django.http.response import HttpResponseBase
 from django.utils.deprecation import MiddlewareMixin
 
-from .. import conf, scope, sharing
+from .. import conf, scope
 
 # Where Django's async methods hand their sync halves to sync_to_async.
 ORM = (
@@ -84,7 +84,7 @@ def _has_a_thread_above() -> bool:
     context: Any = SyncToAsync.thread_sensitive_context.get(None)
     if getattr(context, "_executor", None) is not None:  # asgiref 3.12
         return True
-    return scope.current() is None and sharing.sync_code_waits()
+    return scope.belongs_to_sync_code()
 
 
 # Stock handlers: Django's own middleware and responses, never users' views.
