@@ -14,9 +14,9 @@ from asgiref.sync import iscoroutinefunction
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from . import hooks, scope
-from .bridge import carried, in_run
+from .bridge import carried, in_run, loop_is_running
 from .errors import NotInRun
-from .scope import Scope, loop_is_running
+from .scope import Scope
 
 if TYPE_CHECKING:
     from types import TracebackType

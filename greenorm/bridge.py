@@ -82,6 +82,15 @@ def carried() -> Any:
     return side.carried if type(side) is _OrmSide else None
 
 
+def loop_is_running() -> bool:
+    """Return whether an event loop runs in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 @types.coroutine
 def spawn(job: Callable[[], T], carrying: object = None) -> Generator[Any, Any, T]:
     """Run `job` on an ORM side and return its value, or raise its exception.

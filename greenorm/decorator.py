@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar,
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 
 from .api import run
-from .bridge import in_run
+from .bridge import in_run, loop_is_running
 from .iteration import iterate
-from .scope import loop_is_running
 
 if TYPE_CHECKING:
     from typing import Self

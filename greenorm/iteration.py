@@ -13,7 +13,8 @@ from django.db.models import QuerySet
 from django.db.models.query import RawQuerySet
 
 from . import hooks, scope
-from .scope import Scope, loop_is_running
+from .bridge import loop_is_running
+from .scope import Scope
 
 if TYPE_CHECKING:
     from typing import Self

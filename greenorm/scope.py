@@ -17,7 +17,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
 
 from asgiref.sync import AsyncToSync
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -257,32 +258,29 @@ def wait_for(awaitable: Awaitable[T], lend: bool = False) -> T:
         wait.end()
 
 
-# Whether sync code waits in async_to_sync for this context's code, and has no scope around it. Our own, since to ask
-# asgiref for its executor costs more than a look-up of everything else.
-_sync_code_waits: ContextVar[bool] = ContextVar("greenorm.sync_code_waits", default=False)
+# Stands for a scope in the context of code that sync code waits for.
+_outside = cast("Scope", SimpleNamespace(ended=True, parent=None))
 
 
 @contextmanager
 def waits_outside() -> Iterator[None]:
     """Let what is started in here be outside of the scope that this context has open: sync code waits for it."""
-    outer = _current.get(), _sync_code_waits.get()
-    _current.set(None)
-    _sync_code_waits.set(True)
+    outer = _current.get()
+    _current.set(_outside)
     try:
         yield
     finally:
-        _current.set(outer[0])
-        _sync_code_waits.set(outer[1])
+        _current.set(outer)
 
 
 def belongs_to_sync_code() -> bool:
     """Return whether sync code, in a thread of its own, waits for the code that calls this, and is nearer than a scope.
 
-    For the task side.
+    For the task side. asgiref knows it too, but to ask for its executor costs more than all other look-ups together.
     """
-    if current() is not None:
-        return False
-    return _sync_code_waits.get() or asyncio.get_running_loop() in AsyncToSync.loop_thread_executors
+    if _current.get() is _outside:
+        return True
+    return current() is None and asyncio.get_running_loop() in AsyncToSync.loop_thread_executors
 
 
 async def lend(coro: Coroutine[Any, Any, T]) -> T:
@@ -321,15 +319,6 @@ def _refuse_blocking(alias: str, wrapper: Any, *_: Any) -> None:
         "event loop in a run. For PostgreSQL set ENGINE to 'greenorm.backends.postgresql'. For a local SQLite file "
         f"that may block for a moment, allow it: GREENORM = {{'BLOCKING_ALIASES': [{alias!r}]}}."
     )
-
-
-def loop_is_running() -> bool:
-    """Return whether an event loop runs in this thread."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _name(task: asyncio.Task[Any] | None) -> str:

@@ -64,7 +64,7 @@ def _make_view_atomic(stock: Hook) -> Hook:
         ]
         if not all(map(can_await, aliases)):
             return stock(self, view)
-        if bridge.in_run() or not scope.loop_is_running():
+        if bridge.in_run() or not bridge.loop_is_running():
             if aliases:
                 view = async_to_sync(view)
             atomic: Any = transaction.atomic
