@@ -42,7 +42,7 @@ async def run(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 def _refuse_what_is_not_sync(fn: object) -> None:
-    if getattr(fn, "sync", None) is not None:
+    if getattr(fn, "sync", None) is not None and not inspect.isfunction(fn):  # functools.wraps copies attributes
         return
     if inspect.iscoroutine(fn):
         fn.close()

@@ -202,6 +202,17 @@ def current() -> Scope | None:
     return scope
 
 
+def is_left_out(wrapper: Any) -> bool:
+    """Return whether this context has a transaction open on the alias of `wrapper`, and on another wrapper."""
+    scope = current()
+    while scope is not None:
+        held = scope.wrappers.get(wrapper.alias)
+        if held is not None and held is not wrapper and in_transaction(held):
+            return True
+        scope = scope.parent
+    return False
+
+
 def own() -> Scope | None:
     """Return the scope that this task has open, or None."""
     return _open.get(asyncio.current_task())

@@ -10,12 +10,14 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import django
 import psycopg
 import pytest
 import uvloop
+from asgiref.sync import SyncToAsync
 from django.conf import settings
 from django.core.management import call_command
 from django.db import connections
@@ -130,6 +132,8 @@ def async_methods() -> Iterator[None]:
 @pytest.fixture
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """No thread may start. Where one may, the test clears the list of what has started."""
+    executor = ThreadPoolExecutor(max_workers=1)  # a hop to the one that asgiref has kept would start none
+    monkeypatch.setattr(SyncToAsync, "single_thread_executor", executor)
     started: list[str] = []
     start = threading.Thread.start
 
@@ -139,6 +143,7 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     monkeypatch.setattr(threading.Thread, "start", note)
     yield started
+    executor.shutdown()
     assert started == []
 
 

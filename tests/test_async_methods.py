@@ -402,6 +402,21 @@ async def test_a_cache_in_memory_or_in_the_database_uses_no_thread(alias: str, n
     await cache.aclear()
 
 
+async def test_a_thread_that_uses_the_alias_of_an_open_transaction_is_warned() -> None:
+    def in_a_thread(alias: str) -> int:
+        try:
+            return Owner.objects.using(alias).count()
+        finally:
+            connections.close_all()
+
+    async with greenorm.atomic():
+        await Owner.objects.acreate(name="a")
+        assert await asyncio.to_thread(in_a_thread, "other") == 0
+        with pytest.warns(RuntimeWarning, match="uses the database alias 'default', on a connection of its own"):
+            assert await asgiref.sync.sync_to_async(in_a_thread)("default") == 0
+    assert await asgiref.sync.sync_to_async(in_a_thread)("default") == 1
+
+
 # A real sync thread above
 
 
@@ -464,7 +479,8 @@ async def test_a_thread_inside_a_run_is_nearer_than_the_run() -> None:
             return pid(), greenorm.await_(asgiref.sync.sync_to_async(in_a_thread)())
 
     loops = ident()
-    mine, (threads, (on_the_loop, used)) = await greenorm.run(in_a_run)
+    with pytest.warns(RuntimeWarning, match="what it does is not part of that"):
+        mine, (threads, (on_the_loop, used)) = await greenorm.run(in_a_run)
     assert on_the_loop
     assert threads == used != mine
 

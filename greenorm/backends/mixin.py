@@ -6,6 +6,7 @@ of the event loop, and so Django's own code borrows, configures and closes; outs
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from inspect import isawaitable
@@ -98,6 +99,14 @@ class AwaitableMixin(_Wrapper):
             raise SharedScope(
                 f"A wrapper of the database alias {self.alias!r} was used in a run other than the one that it is "
                 f"connected in. Look it up inside of the run: `connections[{self.alias!r}]` or `django.db.connection`."
+            )
+        if not bridge.in_run() and scope.is_left_out(self):
+            warnings.warn(
+                f"Sync code in a thread uses the database alias {self.alias!r}, on a connection of its own, while the "
+                "task that waits for it has a transaction open there: what it does is not part of that. Use "
+                "`greenorm.run` or `greenorm.sync_to_async` in place of a thread.",
+                RuntimeWarning,
+                stacklevel=2,
             )
         super().ensure_connection()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 from asgiref.sync import AsyncToSync, SyncToAsync, async_to_sync, iscoroutinefunction, markcoroutinefunction
 from django.core.handlers.base import BaseHandler
@@ -16,6 +16,7 @@ from django.db import connections, transaction
 from django.dispatch import Signal
 
 from .. import adapters, blocks, bridge, scope
+from ..decorator import AwaitableFunction
 from .routing import becomes_run, can_await
 
 Hook = Callable[..., Any]
@@ -37,6 +38,11 @@ async def _call(stock: Hook, site: str, adapter: Any, /, *args: Any, **kwargs: A
 
 def _async_to_sync_call(stock: Hook) -> Hook:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(cast("object", self.awaitable), AwaitableFunction) and (
+            bridge.in_run() or not bridge.loop_is_running()
+        ):
+            sync: Hook = self.awaitable.sync  # sync code that calls it without async_to_sync calls this
+            return sync(*args, **kwargs)
         if bridge.in_run():
             return adapters.await_adapted(self, *args, **kwargs)
         with scope.waits_outside():

@@ -16,6 +16,7 @@ from typing import Any
 from asgiref.sync import SyncToAsync
 from django.conf import settings
 from django.contrib.auth import get_user_model
+from django.contrib.sessions.middleware import SessionMiddleware
 from django.core.cache import caches
 from django.core.cache.backends.db import BaseDatabaseCache
 from django.core.cache.backends.dummy import DummyCache
@@ -25,6 +26,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.db.models import Model
 from django.db.utils import load_backend
 from django.http.response import HttpResponseBase
+from django.middleware.common import BrokenLinkEmailsMiddleware
 from django.utils.deprecation import MiddlewareMixin
 
 from .. import conf, scope
@@ -39,6 +41,7 @@ ORM = (
     "django.tasks.",
     "greenorm.",
 )
+SESSIONS = "django.contrib.sessions.backends.base"  # for stores that have no async methods of their own
 SIGNALS = "django.dispatch."
 CACHES = "django.core.cache."
 HANDLERS = ("django.core.handlers.", "django.utils.deprecation")
@@ -53,6 +56,8 @@ def becomes_run(adapter: SyncToAsync[..., Any], site: str, args: tuple[Any, ...]
     of_channels = channels is not None and type(adapter) is channels.DatabaseSyncToAsync
     if type(adapter) is not SyncToAsync and not of_channels:
         return False  # what a subclass does in its thread is its own affair
+    if _follows_a_thread(adapter.func, site):
+        return False
     if not (of_channels or conf.get("RUN_ALL_SYNC_TO_ASYNC") or _is_djangos_own(adapter.func, site)):
         return False
     return not _has_a_thread_above() and _is_for_greenorm(adapter.func, args, kwargs)
@@ -67,16 +72,25 @@ def _keeps_its_thread(fn: Callable[..., Any]) -> bool:
     return any(name == entry or name.startswith(f"{entry}.") for entry in kept)
 
 
+def _follows_a_thread(fn: Callable[..., Any], site: str) -> bool:
+    """Return whether the call may close, in the thread that the request's sync code has, what was opened there."""
+    if site == CHANNELS:
+        return _uses_a_thread(of_the_process=True)
+    if site.startswith(SIGNALS):
+        return scope.current() is None and _uses_a_thread()
+    closes = isinstance(getattr(fn, "__self__", None), HttpResponseBase) and fn.__name__ == "close"
+    return closes and _uses_a_thread()
+
+
 def _is_djangos_own(fn: Callable[..., Any], site: str) -> bool:
-    if site.startswith(ORM):
-        return True
+    if site == SESSIONS:
+        owner: Any = getattr(fn, "__self__", None)
+        return not _store_may_block(owner if isinstance(owner, type) else type(owner))
     if site.startswith(CACHES):
         return not _may_block(getattr(fn, "__self__", None))
-    if site.startswith(SIGNALS):
-        return scope.current() is not None or not _uses_a_thread()
     if site.startswith(HANDLERS):
         return _is_of_django(fn) and not _uses_a_thread()
-    return site == CHANNELS and not _uses_a_thread(of_the_process=True)
+    return site.startswith((*ORM, SIGNALS)) or site == CHANNELS
 
 
 def _has_a_thread_above() -> bool:
@@ -91,10 +105,7 @@ def _has_a_thread_above() -> bool:
 
 
 def _uses_a_thread(of_the_process: bool = False) -> bool:
-    """Return whether sync code of this request has a thread already.
-
-    The rest of the request's sync code then goes there too: its end closes the connections of that thread.
-    """
+    """Return whether sync code of this request has a thread already; the rest of it then goes there too."""
     context: Any = SyncToAsync.thread_sensitive_context.get(None)
     if context is not None:
         return context in SyncToAsync.context_to_thread_executor
@@ -115,20 +126,19 @@ def _is_of_django(method: Callable[..., Any]) -> bool:
 def _middleware_may_block(middleware: Any) -> bool:
     if (alias := getattr(middleware, "cache_alias", None)) is not None:
         return _may_block(caches[alias])
-    if type(middleware).__module__ == "django.contrib.sessions.middleware":
-        return _sessions_may_block()
-    return type(middleware).__name__ == "BrokenLinkEmailsMiddleware"  # SMTP
+    if isinstance(middleware, SessionMiddleware):
+        return _store_may_block(import_module(settings.SESSION_ENGINE).SessionStore)
+    return isinstance(middleware, BrokenLinkEmailsMiddleware)  # SMTP
 
 
-def _sessions_may_block() -> bool:
-    from django.contrib.sessions.backends import cache, cached_db, db, signed_cookies
+def _store_may_block(store: Any) -> bool:
+    from django.contrib.sessions.backends import cache, cached_db, signed_cookies
 
-    store = import_module(settings.SESSION_ENGINE).SessionStore
     if issubclass(store, (cache.SessionStore, cached_db.SessionStore)) and _may_block(
         caches[settings.SESSION_CACHE_ALIAS]
     ):
         return True
-    if issubclass(store, db.SessionStore):
+    if hasattr(store, "get_model_class"):  # as Django documents it for stores in the database
         return not all(map(can_await, _routed(store.get_model_class(), {})))
     return not issubclass(store, (cache.SessionStore, signed_cookies.SessionStore))
 

@@ -1,0 +1,134 @@
+"""channels: its consumers and database_sync_to_async as runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
+from asgiref.testing import ApplicationCommunicator
+from channels.auth import AuthMiddlewareStack
+from channels.db import aclose_old_connections, database_sync_to_async
+from channels.layers import get_channel_layer
+from django.contrib.auth.models import User
+from django.db.models.signals import post_save
+from django.test import override_settings
+
+import greenorm
+from tests.shop.models import Owner
+from tests.site import (
+    STARTPROJECT,
+    Consumer,
+    ConsumerOfSyncCode,
+    OwnersBySql,
+    WebSocket,
+    WebSocketOfSyncCode,
+    get,
+    pid,
+    site,
+    who,
+)
+
+pytestmark = pytest.mark.usefixtures("async_methods")
+Admin = psycopg.Connection[Any]
+SYNC_MIDDLEWARE = "tests.site.sync_middleware"
+
+
+def alive(admin: Admin, *pids: int) -> int:
+    """Count which of these processes the server still has."""
+    found = admin.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s)", [list(pids)]).fetchone()
+    return int(found[0])
+
+
+async def until(done: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not done():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def unused_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """asgiref's one thread for the process is yet to be started."""
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        monkeypatch.setattr(SyncToAsync, "single_thread_executor", executor)
+        yield
+
+
+@pytest.mark.usefixtures("unused_thread")
+async def test_database_sync_to_async_is_a_run_in_the_transaction(no_threads: list[str]) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with greenorm.atomic():
+            await database_sync_to_async(Owner.objects.create)(name="Ada")
+            assert await OwnersBySql().names() == [True, True, ("Ada",)]
+            raise ZeroDivisionError
+    assert await database_sync_to_async(Owner.objects.count)() == 0
+    await aclose_old_connections()
+
+
+@pytest.mark.usefixtures("unused_thread")
+async def test_aclose_old_connections_goes_to_the_thread_that_sync_code_has_used(admin: Admin) -> None:
+    backend = await sync_to_async(pid)("other")
+    assert alive(admin, backend) == 1
+    await aclose_old_connections()
+    await until(lambda: not alive(admin, backend))
+
+
+@pytest.mark.usefixtures("unused_thread")
+@pytest.mark.parametrize("consumer", [Consumer, ConsumerOfSyncCode])
+async def test_a_consumer_reads_without_a_thread(consumer: Any, no_threads: list[str]) -> None:
+    await Owner.objects.acreate(name="Ada")
+    client = ApplicationCommunicator(consumer.as_asgi(), {"type": "test"})
+    await client.send_input({"type": "ask"})
+    assert await client.receive_output(5) == {"type": "answer", "name": "Ada"}
+    client.stop()
+    assert greenorm.pool_stats().in_use == 0
+
+
+@pytest.mark.usefixtures("unused_thread")
+@pytest.mark.parametrize("consumer", [WebSocket, WebSocketOfSyncCode])
+async def test_a_websocket_knows_the_user_and_reads_without_a_thread(consumer: Any, no_threads: list[str]) -> None:
+    await User.objects.acreate(username="ada")
+    await Owner.objects.acreate(name="Ada")
+    with site(who, *STARTPROJECT) as handler:
+        headers = [(b"cookie", (await get(handler)).cookie.encode())]
+    scope = {"type": "websocket", "path": "/", "headers": headers}
+    client = ApplicationCommunicator(AuthMiddlewareStack(consumer.as_asgi()), scope)
+    await client.send_input({"type": "websocket.connect"})
+    assert (await client.receive_output(5))["type"] == "websocket.accept"
+    await client.send_input({"type": "websocket.receive", "text": "null"})
+    assert (await client.receive_output(5))["text"] == '["ada", "Ada"]'
+    await client.send_input({"type": "websocket.disconnect", "code": 1000})
+    await client.wait(5)
+    assert greenorm.pool_stats().in_use == 0
+
+
+@pytest.mark.usefixtures("unused_thread")
+async def test_a_receiver_sends_to_a_group_while_an_object_is_saved(no_threads: list[str]) -> None:
+    def announce(instance: Owner, **named: Any) -> None:
+        layer = get_channel_layer()
+        async_to_sync(layer.group_send)("owners", {"type": "saved", "name": instance.name})
+
+    post_save.connect(announce, sender=Owner)
+    try:
+        with override_settings(CHANNEL_LAYERS={"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}):
+            layer = get_channel_layer()
+            await layer.group_add("owners", "listener")
+            await Owner(name="Ada").asave()
+            assert await layer.receive("listener") == {"type": "saved", "name": "Ada"}
+    finally:
+        post_save.disconnect(announce, sender=Owner)
+
+
+ALL_BUT_ONE = {"RUN_ALL_SYNC_TO_ASYNC": True, "KEEP_IN_THREADS": ["tests.site.pid"]}
+
+
+@pytest.mark.usefixtures("unused_thread")
+async def test_aclose_old_connections_goes_to_the_thread_of_what_is_kept_there(admin: Admin) -> None:
+    with override_settings(GREENORM=ALL_BUT_ONE):
+        backend = await sync_to_async(pid)("other")
+        await aclose_old_connections()
+    await until(lambda: not alive(admin, backend))
