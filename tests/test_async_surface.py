@@ -544,6 +544,7 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(file.SessionStore, "_storage_path", str(tmp_path), raising=False)
 
 
+@pytest.mark.one_loop
 @pytest.mark.usefixtures("async_methods", "site")
 @pytest.mark.parametrize("name", CASES)
 async def test_an_async_method_works_on_this_thread_by_async_cursors_and_lets_go_of_its_connection(

@@ -38,10 +38,9 @@ async def _call(stock: Hook, site: str, adapter: Any, /, *args: Any, **kwargs: A
 
 def _async_to_sync_call(stock: Hook) -> Hook:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(cast("object", self.awaitable), AwaitableFunction) and (
-            bridge.in_run() or not bridge.loop_is_running()
-        ):
-            sync: Hook = self.awaitable.sync  # sync code that calls it without async_to_sync calls this
+        is_helper = isinstance(cast("object", self.awaitable), AwaitableFunction)
+        if is_helper and (bridge.in_run() or not bridge.loop_is_running()):
+            sync: Hook = self.awaitable.sync  # what sync code gets that calls it without async_to_sync
             return sync(*args, **kwargs)
         if bridge.in_run():
             return adapters.await_adapted(self, *args, **kwargs)

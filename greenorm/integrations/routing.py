@@ -138,8 +138,9 @@ def _store_may_block(store: Any) -> bool:
         caches[settings.SESSION_CACHE_ALIAS]
     ):
         return True
-    if hasattr(store, "get_model_class"):  # as Django documents it for stores in the database
-        return not all(map(can_await, _routed(store.get_model_class(), {})))
+    get_model_class: Any = getattr(store, "get_model_class", None)  # as Django documents it, for stores in the database
+    if get_model_class is not None:
+        return not all(map(can_await, _routed(get_model_class(), {})))
     return not issubclass(store, (cache.SessionStore, signed_cookies.SessionStore))
 
 
