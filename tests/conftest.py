@@ -52,7 +52,6 @@ def pytest_configure(config: pytest.Config) -> None:
             "local": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"},
         },
         INSTALLED_APPS=apps,
-        MIGRATION_MODULES=dict.fromkeys(["contenttypes", "auth", "sessions"]),  # shop has none and refers to them
         DATABASE_ROUTERS=["tests.places.models.Router"] if aliases else [],
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         SECRET_KEY="tests",
@@ -61,11 +60,12 @@ def pytest_configure(config: pytest.Config) -> None:
         PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"],
         CACHES={
             "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
-            "database": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "shop_cache"},
+            "database": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "cache_table"},
         },
     )
     django.setup()
     for alias in ("default", "other", *aliases):
+        call_command("migrate", "contenttypes", database=alias, verbosity=0)  # shop has no migrations, and refers to it
         call_command("migrate", database=alias, run_syncdb=True, verbosity=0)
         call_command("createcachetable", database=alias)
         connections[alias].close()
@@ -160,6 +160,6 @@ def clean(request: pytest.FixtureRequest, cleaners: list[psycopg.Connection]) ->
         connections[alias].close()
         connections[alias].close_pool()
         cleaner.execute(
-            "TRUNCATE shop_owner, shop_tag, shop_fact, shop_note, shop_cache, django_session, auth_user, auth_group "
+            "TRUNCATE shop_owner, shop_tag, shop_fact, shop_note, cache_table, django_session, auth_user, auth_group "
             "RESTART IDENTITY CASCADE"
         )

@@ -1516,7 +1516,7 @@ async def test_introspection_lists_and_describes_tables() -> None:
             )
 
     tables, columns, relations, *_ = await alike(described)
-    assert tables == ["shop_account", "shop_account_tags", "shop_fact", "shop_owner", "shop_tag"]
+    assert tables == ["shop_account", "shop_account_tags", "shop_fact", "shop_note", "shop_owner", "shop_tag"]
     assert [column[0] for column in columns] == ["id", "owner_id", "balance", "opened"]
     assert relations["owner_id"][:2] == ("id", "shop_owner")
 
