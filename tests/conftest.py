@@ -65,7 +65,6 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     django.setup()
     for alias in ("default", "other", *aliases):
-        call_command("migrate", "contenttypes", database=alias, verbosity=0)  # shop has no migrations, and refers to it
         call_command("migrate", database=alias, run_syncdb=True, verbosity=0)
         call_command("createcachetable", database=alias)
         connections[alias].close()

@@ -217,7 +217,7 @@ FILES = "django.core.cache.backends.filebased.FileBasedCache"
 @pytest.fixture
 def cached_in(tmp_path: Path) -> Callable[[str], dict[str, Any]]:
     def settings(backend: str) -> dict[str, Any]:
-        location = "shop_cache" if backend == DATABASE else str(tmp_path)
+        location = "cache_table" if backend == DATABASE else str(tmp_path)
         return {"CACHES": {"default": {"BACKEND": backend, "LOCATION": location}}, "SESSION_FILE_PATH": str(tmp_path)}
 
     return settings

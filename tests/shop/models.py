@@ -43,7 +43,8 @@ class Account(models.Model):
 
 class Note(models.Model):
     text = models.CharField(max_length=100)
-    content_type = models.ForeignKey(ContentType, models.CASCADE)
+    # No constraint: tables of apps without migrations are made before those that have some.
+    content_type = models.ForeignKey(ContentType, models.CASCADE, db_constraint=False)
     object_id = models.PositiveBigIntegerField()
     subject = GenericForeignKey()
 
