@@ -120,7 +120,7 @@ def spawn(job: Callable[[], T], carrying: object = None) -> Generator[Any, Any, 
                 side.throw(GreenletExit)
                 raise
             except BaseException as exc:
-                request = side.throw(exc)
+                request = side.throw(type(exc), exc, exc.__traceback__)  # of one argument it would forget the traceback
             else:
                 request = side.switch(answer)
         if side.held is not None:

@@ -121,6 +121,20 @@ async def test_await_raises_what_the_awaitable_raises() -> None:
     assert await spawn(job) == "caught"
 
 
+async def test_an_error_of_an_awaitable_shows_the_lines_of_both_sides() -> None:
+    async def asynchronous() -> None:
+        await asyncio.sleep(0)
+        raise KeyError
+
+    def sync() -> None:
+        await_(asynchronous())
+
+    with pytest.raises(KeyError) as info:
+        await spawn(sync)
+    frames = [frame.name for frame in traceback.extract_tb(info.value.__traceback__)]
+    assert frames.index("sync") < frames.index("asynchronous")
+
+
 def test_await_outside_of_a_run_closes_the_coroutine_and_says_what_to_do() -> None:
     coroutine = sleep_and_return(1)
     with pytest.raises(NotInRun, match=r"sleep_and_return.*greenorm\.run"):
