@@ -299,7 +299,7 @@ async def lend(coro: Coroutine[Any, Any, T]) -> T:
     mine = own()
     if mine is None:
         return await coro
-    wait = sharing.Wait(mine, lend=True)
+    wait = sharing.Wait(mine, lend=True, by_sync_code=False)
     try:
         return await coro
     except GeneratorExit:

@@ -96,10 +96,11 @@ class Wait:
     Seen by the tasks that are started meanwhile, since they copy the context, and by none that was there before.
     """
 
-    __slots__ = ("outer", "over", "scope", "turn")
+    __slots__ = ("by_sync_code", "outer", "over", "scope", "turn")
 
-    def __init__(self, scope: Scope, lend: bool) -> None:
+    def __init__(self, scope: Scope, lend: bool, by_sync_code: bool = True) -> None:
         self.scope = scope
+        self.by_sync_code = by_sync_code
         self.turn = asyncio.Lock() if lend else None
         self.over = False
         self.outer = _waits.get()
@@ -130,3 +131,13 @@ def turn_in(scope: Scope) -> Wait | None:
     while wait is not None and (wait.over or wait.scope is not scope):
         wait = wait.outer
     return wait if wait is not None and wait.turn is not None else None
+
+
+def sync_code_waits_in_transaction() -> bool:
+    """Return whether sync code of a run that has a transaction open waits in async_to_sync for who calls this."""
+    wait = _waits.get()
+    while wait is not None:
+        if not wait.over and wait.by_sync_code and wait.turn is not None:
+            return any(map(in_transaction, wait.scope.connected()))
+        wait = wait.outer
+    return False

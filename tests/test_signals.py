@@ -6,11 +6,12 @@ import asyncio
 import contextvars
 import gc
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from django.db import IntegrityError, connection, transaction
 from django.db.models.signals import post_save
 from django.dispatch import Signal
@@ -254,6 +255,23 @@ async def test_a_task_that_was_there_before_is_still_refused() -> None:
         task = asyncio.create_task(stranger())
         await greenorm.run(lambda: async_to_sync(asynchronous)())
         await task
+
+
+async def test_sync_to_async_below_it_takes_part_in_the_transaction() -> None:
+    async def users_own() -> int:
+        return await sync_to_async(pid)()
+
+    mine, theirs = await greenorm.run(in_atomic(lambda: async_to_sync(users_own)()))
+    assert mine == theirs
+
+
+async def test_sync_to_async_below_it_without_a_transaction_keeps_its_thread(no_threads: list[str]) -> None:
+    async def users_own() -> int:
+        return await sync_to_async(threading.get_ident)()
+
+    assert await greenorm.run(lambda: async_to_sync(users_own)()) != threading.get_ident()
+    assert len(no_threads) == 1
+    no_threads.clear()
 
 
 async def test_await_does_not_lend_the_transaction() -> None:

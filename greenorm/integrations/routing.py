@@ -29,7 +29,7 @@ from django.http.response import HttpResponseBase
 from django.middleware.common import BrokenLinkEmailsMiddleware
 from django.utils.deprecation import MiddlewareMixin
 
-from .. import conf, scope
+from .. import conf, scope, sharing
 
 # Where Django's async methods hand their sync halves to sync_to_async.
 ORM = (
@@ -58,7 +58,8 @@ def becomes_run(adapter: SyncToAsync[..., Any], site: str, args: tuple[Any, ...]
         return False  # what a subclass does in its thread is its own affair
     if _follows_a_thread(adapter.func, site):
         return False
-    if not (of_channels or conf.get("RUN_ALL_SYNC_TO_ASYNC") or _is_djangos_own(adapter.func, site)):
+    asked_for = of_channels or conf.get("RUN_ALL_SYNC_TO_ASYNC") or sharing.sync_code_waits_in_transaction()
+    if not (asked_for or _is_djangos_own(adapter.func, site)):
         return False
     return not _has_a_thread_above() and _is_for_greenorm(adapter.func, args, kwargs)
 

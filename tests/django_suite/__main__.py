@@ -1,0 +1,137 @@
+"""Runs Django's own tests with and without greenorm, and compares test by test.
+
+stock: Django's own backend, without greenorm.
+hook: greenorm's backend and its hook, under Django's runner as it is, where sync code waits for each async test.
+run: the same, and all of runtests.py inside one greenorm.run: every test is on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import django
+import psycopg
+from psycopg import sql
+from rich.console import Console
+from rich.table import Table
+
+from greenorm.demo.server import database_settings, embedded_server
+from tests.servers import system_server, with_postgis
+
+from .outcomes import Outcomes, known_differences
+from .sources import django_tests
+
+LABELS = ["async", "signals", "asgi", "sessions_tests", "auth_tests", "cache"]
+ENGINES = {
+    "stock": "django.db.backends.postgresql",
+    "hook": "greenorm.backends.postgresql",
+    "run": "greenorm.backends.postgresql",
+}
+
+console = Console(soft_wrap=True, highlight=False, markup=False)
+
+
+def server() -> AbstractContextManager[str]:
+    """Return the server to use, as a context that gives its DSN: GREENORM_TEST_DSN's, else one of our own."""
+    if named := os.environ.get("GREENORM_TEST_DSN"):
+        return nullcontext(named)
+    programs = with_postgis()  # it has the extensions and collations that some of Django's tests ask for
+    return embedded_server() if programs is None else system_server(programs)
+
+
+def run_tests(way: str, labels: list[str], tests: Path, dsn: str) -> Outcomes:
+    """Run the tests of `labels` in one way, in a process and on databases of their own. Blocks meanwhile."""
+    started = time.monotonic()
+    with tempfile.NamedTemporaryFile() as results:
+        names = {alias: f"greenorm_suite_{os.getpid()}_{way}_{alias}" for alias in ("default", "other")}
+        databases = {
+            alias: {**database_settings(dsn), "ENGINE": ENGINES[way], "TEST": {"NAME": name}}
+            for alias, name in names.items()
+        }
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "GREENORM_SUITE_DATABASES": json.dumps(databases),
+            "GREENORM_SUITE_RESULTS": results.name,
+        }
+        command = [sys.executable, "-m", "tests.django_suite.worker", way, *labels]
+        try:
+            subprocess.run(command, cwd=tests, env=environment, check=False)
+        finally:
+            with psycopg.connect(dsn, autocommit=True) as conn:  # which it has left behind, if it has crashed
+                for name in names.values():
+                    conn.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        return Outcomes(Path(results.name), time.monotonic() - started)
+
+
+def figures(ways: dict[str, Outcomes]) -> Table:
+    """Return the figures of all ways, beside each other."""
+    stock, all_of_them = ways["stock"], ways.values()
+    table = Table(f"Django {django.__version__}", *ways)
+    rows = {
+        "tests run": [len(way.tests) for way in all_of_them],
+        "passed": [way.count("passed", "expected failure") for way in all_of_them],
+        "failed": [way.count("failed", "unexpected success") for way in all_of_them],
+        "errored": [way.count("errored") for way in all_of_them],
+        "skipped": [way.count("skipped") for way in all_of_them],
+        "newly failing": [len(way.worse_than(stock)) for way in all_of_them],
+        "newly passing": [len(way.better_than(stock)) for way in all_of_them],
+        "seconds": [round(way.seconds) for way in all_of_them],
+        "statements, awaited": [way.statements["async"] for way in all_of_them],
+        "statements, blocking": [way.statements["sync"] for way in all_of_them],
+        "statements, in other threads": [way.statements["thread"] for way in all_of_them],
+    }
+    for title, row in rows.items():
+        table.add_row(title, *map(str, row))
+    return table
+
+
+def report(way: str, outcomes: Outcomes, stock: Outcomes) -> bool:
+    """Print in what one way differs, and return whether that is just what is known."""
+    known, failing = known_differences(way), outcomes.worse_than(stock)
+    unknown = [test for test in failing if test not in known]
+    fixed = [test for test in known if test in outcomes.tests and test not in failing]
+    missing = [test for test in unknown if test not in outcomes.tests]
+    said = [f"known: {test} {known[test]}" for test in failing if test in known]
+    said += [f"newly {outcomes.tests[test]}: {outcomes.details[test]}" for test in unknown if test not in missing]
+    said += [f"newly passing: {test}" for test in outcomes.better_than(stock)]
+    said += [f"passes, and known.toml says it fails: {test}" for test in fixed]
+    if way == "run":
+        said += [f"blocks the event loop: {test}" for test in outcomes.blocking]
+    if missing or not outcomes.complete:
+        last = next(reversed(outcomes.tests), "none")
+        said.append(f"{len(missing)} tests are missing: the process did not come to its end; its last test was {last}")
+    for line in said:
+        console.print(f"{way}: {line}")
+    return outcomes.complete and not unknown and not fixed
+
+
+def main() -> bool:
+    """Run the command, and return whether all is as it should be."""
+    parser = argparse.ArgumentParser(
+        "python -m tests.django_suite", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("labels", nargs="*", default=LABELS, help=f"as of runtests.py; default: {' '.join(LABELS)}")
+    parser.add_argument("--django", default=django.__version__, help="a version; it must be the installed one")
+    parser.add_argument("--ways", nargs="+", choices=["hook", "run"], default=["hook", "run"], help="beside stock")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so stop the server
+    tests = django_tests(options.django)
+    with server() as dsn:
+        ways = {way: run_tests(way, options.labels, tests, dsn) for way in ["stock", *options.ways]}
+    console.print(figures(ways))
+    as_known = [report(way, outcomes, ways["stock"]) for way, outcomes in ways.items()]
+    return all(as_known)
+
+
+if __name__ == "__main__":
+    sys.exit(not main())
