@@ -85,3 +85,14 @@ def sync_code() -> None:
 
 async def figures() -> None:
     assert_type(greenorm.pool_stats("other").in_use, int)
+
+
+async def adapted() -> None:
+    assert_type(await greenorm.sync_to_async(service)("a", count=2), list[str])
+    assert_type(await greenorm.sync_to_async(service, thread_sensitive=False)("a"), list[str])
+
+    @greenorm.sync_to_async(thread_sensitive=True)
+    def decorated(name: str) -> int:
+        return len(name)
+
+    assert_type(await decorated("a"), int)
