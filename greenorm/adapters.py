@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from asgiref.sync import AsyncToSync, SyncToAsync
 
-from . import hooks, scope
+from . import hooks, tasks
 from .iteration import Reading
 
 P = ParamSpec("P")
@@ -35,7 +35,7 @@ async def run_adapted(adapter: SyncToAsync[..., T], *args: Any, **kwargs: Any) -
     if (context := getattr(adapter, "context", None)) is not None:  # not in asgiref 3.9
         job = functools.partial(cast("contextvars.Context", context).run, job)
     try:
-        return await scope.work(job)
+        return await tasks.work(job)
     finally:
         error = None  # see bridge.drive
         del job
@@ -68,7 +68,7 @@ def await_adapted(adapter: AsyncToSync[..., T], *args: Any, **kwargs: Any) -> T:
     if (error := sys.exc_info()[1]) is not None:
         awaitable = _await_while_handling(error, awaitable)
     try:
-        return scope.wait_for(awaitable, lend=True)
+        return tasks.wait_for(awaitable, lend=True)
     finally:
         error = None
 

@@ -16,13 +16,14 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.utils.connection import ConnectionDoesNotExist
 
-from . import bridge, hooks, scope, sharing
+from . import bridge, hooks, sharing, tasks
 from .bridge import in_run
 from .errors import NotInRun, OpenTransaction
 
 if TYPE_CHECKING:
     from .backends.mixin import AwaitableMixin
     from .pool_options import PoolStats
+    from .scope import Scope
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,7 +39,7 @@ async def run(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """
     _refuse_what_is_not_sync(fn)
     hooks.install()
-    return await scope.work(functools.partial(fn, *args, **kwargs))
+    return await tasks.work(functools.partial(fn, *args, **kwargs))
 
 
 def _refuse_what_is_not_sync(fn: object) -> None:
@@ -69,7 +70,7 @@ def await_(awaitable: Awaitable[T]) -> T:
     and no open cursor is lent to others for that time, unless `connection()` keeps it. Raises NotInRun outside of a
     run (the coroutine is closed) and TypeError for what cannot be awaited.
     """
-    return scope.wait_for(awaitable) if in_run() else bridge.await_(awaitable)
+    return tasks.wait_for(awaitable) if in_run() else bridge.await_(awaitable)
 
 
 def gather(*fns: Callable[[], T]) -> list[T]:
@@ -86,7 +87,7 @@ def gather(*fns: Callable[[], T]) -> list[T]:
         )
     for fn in fns:
         _refuse_what_is_not_sync(fn)
-    mine: scope.Scope = bridge.carried()
+    mine: Scope = bridge.carried()
     for wrapper in mine.connected():
         if sharing.in_transaction(wrapper):
             raise OpenTransaction(

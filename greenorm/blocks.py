@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from asgiref.sync import iscoroutinefunction
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
-from . import hooks, scope
+from . import hooks, tasks
 from .bridge import carried, in_run, loop_is_running
 from .errors import NotInRun
 from .scope import Scope
@@ -32,7 +32,7 @@ class _Block:
         self._entered: list[Scope] = []
 
     def _scope(self) -> Scope:
-        return scope.own_or_new()
+        return tasks.own_or_new()
 
     def _enter(self, mine: Scope | None) -> None:
         raise NotImplementedError
@@ -65,7 +65,7 @@ class _Block:
             entered = True
 
         try:
-            await scope.work_in(mine, enter)
+            await tasks.work_in(mine, enter)
         except BaseException as exc:
             if entered:  # and then a cancellation that had to wait
                 await self._leave(mine, type(exc), exc, exc.__traceback__)
@@ -91,7 +91,7 @@ class _Block:
             finally:
                 mine.users -= 1
 
-        await scope.work_in(mine, leave, always=True)
+        await tasks.work_in(mine, leave, always=True)
 
 
 class Atomic(_Block):
@@ -155,7 +155,7 @@ class Connection(_Block):
 
     def _scope(self) -> Scope:
         # Asked for by name, a connection of one's own is no accident: whatever was inherited is left behind.
-        return scope.own() or Scope(parent=None)
+        return tasks.own() or Scope(parent=None)
 
     def _enter(self, mine: Scope | None) -> None:
         connections[self._alias].ensure_connection()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from django.db.models import QuerySet
 from django.db.models.query import RawQuerySet
 
-from . import hooks, scope
+from . import hooks, tasks
 from .bridge import loop_is_running
 from .scope import Scope
 
@@ -42,10 +42,10 @@ class Reading(Generic[T]):
             raise RuntimeError("iterate() is advanced by two tasks at once; give each task an iteration of its own")
         if self.scope is None or self.items is None:
             hooks.install()
-            self.scope = scope.own_or_new()
+            self.scope = tasks.own_or_new()
         self._advancing = True
         try:
-            return await scope.work_in(self.scope, job)
+            return await tasks.work_in(self.scope, job)
         finally:
             self._advancing = False
 
@@ -87,7 +87,7 @@ class Reading(Generic[T]):
             return
         if mine.users == 1:
             mine.close_to_joiners()  # the task's next run must not meet the cursor's end
-        task = asyncio.get_running_loop().create_task(scope.work_in(mine, self.close))
+        task = asyncio.get_running_loop().create_task(tasks.work_in(mine, self.close))
         _closing.add(task)
         task.add_done_callback(functools.partial(_closed, mine))
 

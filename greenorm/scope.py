@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
-from types import SimpleNamespace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from asgiref.sync import AsyncToSync
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from . import bridge, conf, sharing
@@ -28,6 +25,10 @@ from .errors import BlockingBackend, SharedScope
 from .sharing import in_transaction
 
 T = TypeVar("T")
+
+
+# The scope that each task has open.
+open_scopes: dict[asyncio.Task[Any] | None, Scope] = {}
 
 
 class Scope:
@@ -79,8 +80,8 @@ class Scope:
     def close_to_joiners(self) -> None:
         """Let the next run of the task find no open scope."""
         self.ended = True
-        if _open.get(self.task) is self:
-            del _open[self.task]
+        if open_scopes.get(self.task) is self:
+            del open_scopes[self.task]
 
     def _let_go(self, alias: str, wrapper: Any) -> None:
         if (leave := self.joined.pop(alias, None)) is not None:
@@ -187,135 +188,6 @@ def _leave_lender(wrapper: Any, turn: asyncio.Lock, lender: Scope, savepoints: i
         del wrapper.atomic_blocks[-left:], wrapper.savepoint_ids[-left:]
         wrapper.needs_rollback = True
     turn.release()
-
-
-# The scope that each task has open; and, to be inherited by the tasks that it starts, the one that a context has.
-_open: dict[asyncio.Task[Any] | None, Scope] = {}
-_current: ContextVar[Scope | None] = ContextVar("greenorm.scope", default=None)
-
-
-def current() -> Scope | None:
-    """Return the innermost scope that this context has open, be it of this task or inherited from another."""
-    scope = _current.get()
-    while scope is not None and scope.ended:
-        scope = scope.parent
-    return scope
-
-
-def is_left_out(wrapper: Any) -> bool:
-    """Return whether this context has a transaction open on the alias of `wrapper`, and on another wrapper."""
-    scope = current()
-    while scope is not None:
-        held = scope.wrappers.get(wrapper.alias)
-        if held is not None and held is not wrapper and in_transaction(held):
-            return True
-        scope = scope.parent
-    return False
-
-
-def own() -> Scope | None:
-    """Return the scope that this task has open, or None."""
-    return _open.get(asyncio.current_task())
-
-
-def own_or_new() -> Scope:
-    """Return the scope that this task has open, or a new one for it, below what its context has inherited."""
-    return own() or Scope(parent=current())
-
-
-async def work_in(scope: Scope, job: Callable[[], T], always: bool = False) -> T:
-    """Run `job` on an ORM side that sees `scope`. Other tasks run while it waits.
-
-    A scope that still has users afterwards stays open for the rest of this task, until its last user has left.
-    Where the job must wait for its turn, it is done `always`, or not if the task is cancelled meanwhile.
-    """
-    outer, was_open = _current.get(), scope.users > 0
-    if (wait := sharing.turn_in(scope)) is not None:
-        job = partial(_in_turn, wait, job, always)
-    if outer is not scope:
-        _current.set(scope)
-    if not was_open:
-        _open[scope.task] = scope
-    try:
-        return await bridge.spawn(partial(scope.work, job), scope)
-    finally:
-        if (was_open or scope.ended) and _current.get() is scope:
-            # Tasks may share a context: what another one has set is to be found there again.
-            _current.set(scope.parent if outer is scope and scope.ended else outer)
-
-
-async def work(job: Callable[[], T]) -> T:
-    """Run `job` in the scope that this task has open, or in one of its own that ends with it."""
-    return await work_in(own_or_new(), job)
-
-
-def wait_for(awaitable: Awaitable[T], lend: bool = False) -> T:
-    """Wait for anything but the database, on the ORM side, without holding on to what is not needed meanwhile.
-
-    With `lend`, tasks that are started meanwhile by what is waited for may use, in turns, what is still held.
-    """
-    scope: Scope | None = bridge.carried()
-    if scope is None:
-        return bridge.await_(awaitable)
-    scope.settle()
-    wait = sharing.Wait(scope, lend)
-    try:
-        return bridge.await_(awaitable)
-    except BaseException as exc:
-        if not isinstance(exc, Exception):
-            scope.mark_for_rollback()
-        raise
-    finally:
-        wait.end()
-
-
-# Stands for a scope in the context of code that sync code waits for.
-_outside = cast("Scope", SimpleNamespace(ended=True, parent=None))
-
-
-@contextmanager
-def waits_outside() -> Iterator[None]:
-    """Let what is started in here be outside of the scope that this context has open: sync code waits for it."""
-    outer = _current.get()
-    _current.set(_outside)
-    try:
-        yield
-    finally:
-        _current.set(outer)
-
-
-def belongs_to_sync_code() -> bool:
-    """Return whether sync code, in a thread of its own, waits for the code that calls this, and is nearer than a scope.
-
-    For the task side. asgiref knows it too, but to ask for its executor costs more than all other look-ups together.
-    """
-    if _current.get() is _outside:
-        return True
-    return current() is None and asyncio.get_running_loop() in AsyncToSync.loop_thread_executors
-
-
-async def lend(coro: Coroutine[Any, Any, T]) -> T:
-    """Await `coro` on the task side, whose tasks may use, in turns, what this task's open scope holds."""
-    mine = own()
-    if mine is None:
-        return await coro
-    wait = sharing.Wait(mine, lend=True, by_sync_code=False)
-    try:
-        return await coro
-    except GeneratorExit:
-        wait.turn = None  # nobody would resume this coroutine if it waited
-        raise
-    finally:
-        await bridge.spawn(wait.end)
-
-
-def _in_turn(wait: sharing.Wait, job: Callable[[], T], always: bool) -> T:
-    assert wait.turn is not None
-    bridge.drive(sharing.take(wait.turn, always))
-    try:
-        return job()
-    finally:
-        wait.turn.release()
 
 
 def _share_a_context(one: asyncio.Task[Any] | None, other: asyncio.Task[Any] | None) -> bool:

@@ -22,6 +22,7 @@ LAYERS = [
     ["pool"],
     ["sharing", "conf"],
     ["scope"],
+    ["tasks"],
     ["hooks", "backends.pooling"],
     ["backends.mixin"],
     ["backends.postgresql.base", "backends.postgis.base"],

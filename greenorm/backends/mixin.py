@@ -18,7 +18,7 @@ from django.db.backends.postgresql import base as postgresql
 from django.db.backends.postgresql.psycopg_any import register_tzloader
 from psycopg import pq
 
-from .. import bridge, scope, sharing
+from .. import bridge, sharing, tasks
 from ..cursors import bridged
 from ..driver import IDLE, AsyncConnection, Connection, adopt, release
 from ..errors import SharedScope
@@ -40,6 +40,8 @@ class _Borrowed:
 
 
 if TYPE_CHECKING:
+    from ..scope import Scope
+
     _Wrapper = postgresql.DatabaseWrapper
 else:
     _Wrapper = object  # goes before a wrapper class, and is none itself
@@ -52,7 +54,7 @@ class AwaitableMixin(_Wrapper):
     _borrowed: _Borrowed | None = None
     _own_pool: Pool | None = None
     _sync_connection: Any = None
-    _scope: scope.Scope | None = None
+    _scope: Scope | None = None
 
     # Which pool
 
@@ -100,7 +102,7 @@ class AwaitableMixin(_Wrapper):
                 f"A wrapper of the database alias {self.alias!r} was used in a run other than the one that it is "
                 f"connected in. Look it up inside of the run: `connections[{self.alias!r}]` or `django.db.connection`."
             )
-        if not bridge.in_run() and scope.is_left_out(self):
+        if not bridge.in_run() and tasks.is_left_out(self):
             warnings.warn(
                 f"Sync code in a thread uses the database alias {self.alias!r}, on a connection of its own, while the "
                 "task that waits for it has a transaction open there: what it does is not part of that. Use "
@@ -282,7 +284,7 @@ def _finished(func: Callable[[], Any]) -> Callable[[], Any]:
         result = func()
         if not isawaitable(result):
             return result
-        return scope.wait_for(result) if bridge.in_run() else async_to_sync(_result)(result)
+        return tasks.wait_for(result) if bridge.in_run() else async_to_sync(_result)(result)
 
     return finished
 

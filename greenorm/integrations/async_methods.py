@@ -15,7 +15,7 @@ from django.core.handlers.base import BaseHandler
 from django.db import connections, transaction
 from django.dispatch import Signal
 
-from .. import adapters, blocks, bridge, scope
+from .. import adapters, blocks, bridge, tasks
 from ..decorator import AwaitableFunction
 from .routing import becomes_run, can_await
 
@@ -44,7 +44,7 @@ def _async_to_sync_call(stock: Hook) -> Hook:
             return sync(*args, **kwargs)
         if bridge.in_run():
             return adapters.await_adapted(self, *args, **kwargs)
-        with scope.waits_outside():
+        with tasks.waits_outside():
             return stock(self, *args, **kwargs)
 
     return call
@@ -52,7 +52,7 @@ def _async_to_sync_call(stock: Hook) -> Hook:
 
 def _asend(stock: Hook) -> Hook:
     async def asend(self: Any, sender: Any, **named: Any) -> Any:
-        return await scope.lend(stock(self, sender, **named))
+        return await tasks.lend(stock(self, sender, **named))
 
     return asend
 

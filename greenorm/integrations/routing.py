@@ -29,7 +29,7 @@ from django.http.response import HttpResponseBase
 from django.middleware.common import BrokenLinkEmailsMiddleware
 from django.utils.deprecation import MiddlewareMixin
 
-from .. import conf, scope, sharing
+from .. import conf, sharing, tasks
 
 # Where Django's async methods hand their sync halves to sync_to_async.
 ORM = (
@@ -78,7 +78,7 @@ def _follows_a_thread(fn: Callable[..., Any], site: str) -> bool:
     if site == CHANNELS:
         return _uses_a_thread(of_the_process=True)
     if site.startswith(SIGNALS):
-        return scope.current() is None and _uses_a_thread()
+        return tasks.current() is None and _uses_a_thread()
     closes = isinstance(getattr(fn, "__self__", None), HttpResponseBase) and fn.__name__ == "close"
     return closes and _uses_a_thread()
 
@@ -99,7 +99,7 @@ def _has_a_thread_above() -> bool:
     context: Any = SyncToAsync.thread_sensitive_context.get(None)
     if getattr(context, "_executor", None) is not None:  # asgiref 3.12
         return True
-    return scope.belongs_to_sync_code()
+    return tasks.belongs_to_sync_code()
 
 
 # Stock handlers: Django's own middleware and responses, never users' views.
@@ -170,7 +170,7 @@ def _is_for_greenorm(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return True
     if aliases := set(_aliases(fn, args, kwargs)):
         return all(can_await(alias) for alias in aliases if alias in connections.settings)
-    return scope.current() is not None or can_await(DEFAULT_DB_ALIAS)
+    return tasks.current() is not None or can_await(DEFAULT_DB_ALIAS)
 
 
 def _aliases(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[str]:
