@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import django
 import psycopg
 from psycopg import sql
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from greenorm.demo.server import database_settings, embedded_server
@@ -31,11 +33,8 @@ from .outcomes import Outcomes, known_differences
 from .sources import django_tests
 
 LABELS = ["async", "signals", "asgi", "sessions_tests", "auth_tests", "cache"]
-ENGINES = {
-    "stock": "django.db.backends.postgresql",
-    "hook": "greenorm.backends.postgresql",
-    "run": "greenorm.backends.postgresql",
-}
+# Directories of Django's tests that hold none, or that its runtests.py leaves out.
+NO_TESTS = {"data", "import_error_package", "test_runner_apps", "requirements", "templates"}
 
 console = Console(soft_wrap=True, highlight=False, markup=False)
 
@@ -48,29 +47,75 @@ def server() -> AbstractContextManager[str]:
     return embedded_server() if programs is None else system_server(programs)
 
 
-def run_tests(way: str, labels: list[str], tests: Path, dsn: str) -> Outcomes:
-    """Run the tests of `labels` in one way, in a process and on databases of their own. Blocks meanwhile."""
+def run_way(way: str, shards: list[list[str]], tests: Path, dsn: str, jobs: int) -> Outcomes:
+    """Run the tests of all shards in one way, `jobs` of them at a time. Blocks meanwhile."""
     started = time.monotonic()
-    with tempfile.NamedTemporaryFile() as results:
-        names = {alias: f"greenorm_suite_{os.getpid()}_{way}_{alias}" for alias in ("default", "other")}
-        databases = {
-            alias: {**database_settings(dsn), "ENGINE": ENGINES[way], "TEST": {"NAME": name}}
-            for alias, name in names.items()
-        }
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-            "GREENORM_SUITE_DATABASES": json.dumps(databases),
-            "GREENORM_SUITE_RESULTS": results.name,
-        }
-        command = [sys.executable, "-m", "tests.django_suite.worker", way, *labels]
-        try:
-            subprocess.run(command, cwd=tests, env=environment, check=False)
-        finally:
-            with psycopg.connect(dsn, autocommit=True) as conn:  # which it has left behind, if it has crashed
-                for name in names.values():
-                    conn.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
-        return Outcomes(Path(results.name), time.monotonic() - started)
+    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(jobs) as executor:
+
+        def run(number: int) -> Path:
+            return run_shard(way, shards[number], tests, dsn, Path(directory, str(number)))
+
+        done = track(executor.map(run, range(len(shards))), f"{way:>5}", len(shards), console=console)
+        return Outcomes(list(done), time.monotonic() - started)
+
+
+def run_shard(way: str, labels: list[str], tests: Path, dsn: str, results: Path) -> Path:
+    """Run the tests of `labels`, in a process and on databases of their own, and return the file of their outcomes."""
+    names = {alias: f"greenorm_suite_{os.getpid()}_{results.name}_{alias}" for alias in ("default", "other")}
+    databases = {
+        alias: {**database_settings(dsn), "ENGINE": engine(way, labels), "TEST": {"NAME": name}}
+        for alias, name in names.items()
+    }
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "GREENORM_SUITE_DATABASES": json.dumps(databases),
+        "GREENORM_SUITE_RESULTS": str(results),
+    }
+    results.touch()
+    command = [sys.executable, "-m", "tests.django_suite.worker", way, *labels]
+    try:
+        ended = subprocess.run(
+            command,
+            cwd=tests,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+    finally:
+        with psycopg.connect(dsn, autocommit=True) as conn:  # which it has left behind, if it has crashed
+            for name in names.values():
+                conn.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+    if '"ended"' not in results.read_text():
+        console.print(f"{way}: the process of {' '.join(labels)} did not come to its end:\n{ended.stdout[-5000:]}")
+    return results
+
+
+def engine(way: str, labels: list[str]) -> str:
+    """Return the ENGINE for the tests of `labels`."""
+    spatial = labels == ["gis_tests"]
+    if way == "stock":
+        return "django.contrib.gis.db.backends.postgis" if spatial else "django.db.backends.postgresql"
+    return "greenorm.backends.postgis" if spatial else "greenorm.backends.postgresql"
+
+
+def all_labels(tests: Path) -> list[str]:
+    """Return the labels of all of Django's tests that the server can run."""
+    labels = sorted(path.parent.name for path in tests.glob("*/__init__.py") if path.parent.name not in NO_TESTS)
+    return [label for label in labels if label != "gis_tests" or with_postgis() is not None]
+
+
+def in_shards(labels: list[str], tests: Path, count: int) -> list[list[str]]:
+    """Divide the labels into at most `count` shards with about as many tests each, and one for those on PostGIS."""
+    sizes = {
+        label: sum(path.read_text().count("def test_") for path in (tests / label).rglob("*.py")) for label in labels
+    }
+    shards: list[list[str]] = [[] for _ in range(count)]
+    for label in sorted(set(labels) - {"gis_tests"}, key=lambda label: -sizes[label]):
+        min(shards, key=lambda shard: sum(sizes[label] for label in shard)).append(label)
+    return [shard for shard in [*shards, ["gis_tests"] if "gis_tests" in labels else []] if shard]
 
 
 def figures(ways: dict[str, Outcomes]) -> Table:
@@ -108,8 +153,7 @@ def report(way: str, outcomes: Outcomes, stock: Outcomes) -> bool:
     if way == "run":
         said += [f"blocks the event loop: {test}" for test in outcomes.blocking]
     if missing or not outcomes.complete:
-        last = next(reversed(outcomes.tests), "none")
-        said.append(f"{len(missing)} tests are missing: the process did not come to its end; its last test was {last}")
+        said.append(f"{len(missing)} tests are missing: {' '.join(missing[:20])}")
     for line in said:
         console.print(f"{way}: {line}")
     return outcomes.complete and not unknown and not fixed
@@ -122,12 +166,20 @@ def main() -> bool:
     )
     parser.add_argument("labels", nargs="*", default=LABELS, help=f"as of runtests.py; default: {' '.join(LABELS)}")
     parser.add_argument("--django", default=django.__version__, help="a version; it must be the installed one")
-    parser.add_argument("--ways", nargs="+", choices=["hook", "run"], default=["hook", "run"], help="beside stock")
+    parser.add_argument("--all", action="store_true", help="all of Django's labels")
+    parser.add_argument("--way", action="append", choices=["hook", "run"], help="beside stock; default: both")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time; default: %(default)s"
+    )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so stop the server
     tests = django_tests(options.django)
+    labels = all_labels(tests) if options.all else options.labels
+    shards = in_shards(labels, tests, 4 * options.jobs if options.all else options.jobs)
     with server() as dsn:
-        ways = {way: run_tests(way, options.labels, tests, dsn) for way in ["stock", *options.ways]}
+        ways = {
+            way: run_way(way, shards, tests, dsn, options.jobs) for way in ["stock", *(options.way or ["hook", "run"])]
+        }
     console.print(figures(ways))
     as_known = [report(way, outcomes, ways["stock"]) for way, outcomes in ways.items()]
     return all(as_known)

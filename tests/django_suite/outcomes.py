@@ -16,24 +16,25 @@ WORST = 2
 
 
 class Outcomes:
-    """The outcomes of one way, by test; as far as its process got."""
+    """The outcomes of one way, by test; as far as its processes got."""
 
-    def __init__(self, results: Path, seconds: float) -> None:
+    def __init__(self, results: list[Path], seconds: float) -> None:
         self.seconds = seconds
         self.tests: dict[str, str] = {}
         self.details: dict[str, str] = {}
         self.statements: Counter[str] = Counter()
         self.blocking: list[str] = []
-        self.complete = False
-        for line in map(json.loads, results.read_text().splitlines()):
+        self.ended = 0
+        for line in (json.loads(line) for path in results for line in path.read_text().splitlines()):
             if "ended" in line:
-                self.complete = True
+                self.ended += 1
                 continue
             self.tests[line["test"]] = line["outcome"]
             self.details[line["test"]] = line["detail"]
             self.statements.update(line["statements"])
             if "sync" in line["statements"]:
                 self.blocking.append(line["test"])
+        self.complete = self.ended == len(results)
 
     def count(self, *outcomes: str) -> int:
         """Return how many tests had one of `outcomes`."""
