@@ -14,6 +14,7 @@ from django.db.models.query import RawQuerySet
 
 from . import hooks, tasks
 from .bridge import loop_is_running
+from .pool import finishing, pools
 from .scope import Scope
 
 if TYPE_CHECKING:
@@ -82,22 +83,18 @@ class Reading(Generic[T]):
             return
         mine = self.scope
         assert mine is not None
-        if not loop_is_running():
-            mine.end()
+        if not loop_is_running() or not all(pool.keeps for pool in pools().values()):
+            mine.end()  # there will be no time to wait
             return
         if mine.users == 1:
             mine.close_to_joiners()  # the task's next run must not meet the cursor's end
         task = asyncio.get_running_loop().create_task(tasks.work_in(mine, self.close))
-        _closing.add(task)
+        finishing.add(task)
         task.add_done_callback(functools.partial(_closed, mine))
 
 
-# Iterations left by `break`, whose cursor is being closed.
-_closing: set[asyncio.Task[None]] = set()
-
-
 def _closed(mine: Scope, task: asyncio.Task[None]) -> None:
-    _closing.discard(task)
+    finishing.discard(task)
     if task.cancelled() and mine.wrappers:
         mine.end()  # the loop is ending, and nothing was awaited: close the socket
 

@@ -34,6 +34,10 @@ T = TypeVar("T")
 logger = logging.getLogger("greenorm")
 
 
+# Tasks that give back what a finalizer has found in use; each bounded, and waited for at the end of its event loop.
+finishing: set[asyncio.Task[None]] = set()
+
+
 class Pool:
     """Connections of one event loop to one database."""
 
@@ -67,7 +71,14 @@ class Pool:
             yield
         finally:
             # All async generators of the loop are closed at once: those of users may still need a connection.
+            while not self._closed and (tasks := [task for task in finishing if task.get_loop() is self._loop()]):
+                await asyncio.wait(tasks)
             self._stop_keeping()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it takes back what it lent. From the end of its event loop on it does not."""
+        return self._keeps
 
     # Borrowing
 
@@ -304,11 +315,11 @@ class Pool:
 
         Waits for nothing.
         """
+        self._closed = True
         try:
             self._until_shutdown.aclose().send(None)
         except StopIteration:
             pass
-        self._closed = True
         while (waiter := self._next_waiter()) is not None:
             if not waiter.get_loop().is_closed():
                 waiter.set_exception(PoolClosed(f"{self._title()} was closed while a borrower waited for it"))

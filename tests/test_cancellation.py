@@ -27,10 +27,10 @@ def names() -> list[str]:
 
 
 def busy(admin: psycopg.Connection[Any]) -> list[tuple[str, str]]:
-    """Sessions of this database that are not idle, other than the one that looks."""
+    """Clients' sessions of this database that are not idle, other than the one that looks."""
     return admin.execute(
         "SELECT state, query FROM pg_stat_activity WHERE datname = current_database() AND state <> 'idle' "
-        "AND pid <> pg_backend_pid()"
+        "AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
     ).fetchall()
 
 
