@@ -45,6 +45,7 @@ class Pool:
         self, connect: Callable[[], Awaitable[AsyncConnection]], options: PoolOptions, configure: Callback | None = None
     ) -> None:
         self.options = options
+        self._check = options.check
         self._connect = connect
         self._configure = configure
         self._idle: list[AsyncConnection] = []
@@ -114,10 +115,10 @@ class Pool:
         return None
 
     def _is_healthy(self, session: AsyncConnection) -> bool:
-        if self.options.check is None:
+        if self._check is None:
             return True
         try:
-            self.options.check(session.face)
+            self._check(session.face)
         except Exception as exc:
             logger.info("%s: a connection failed its check and is replaced: %s", self._title(), exc)
             return False

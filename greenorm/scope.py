@@ -141,6 +141,8 @@ class Scope:
         """Let this scope's code see `wrapper` as `alias`."""
         if not getattr(wrapper, "can_await", False) and alias not in conf.blocking_aliases():
             wrapper.connect = wrapper.copy = partial(_refuse_blocking, alias, wrapper)
+        if wrapper.connection is None:
+            wrapper._made_in = self
         self.wrappers[alias] = wrapper
 
     def will_connect(self, wrapper: Any) -> None:

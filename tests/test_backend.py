@@ -1822,17 +1822,23 @@ async def test_close_old_connections_replaces_a_connection_that_broke_in_use() -
 
 
 async def test_copies_of_a_wrapper_leave_no_connections_behind(admin: psycopg.Connection) -> None:
-    def copied() -> int:
-        copy = connections["default"].copy()
-        pid = ask("SELECT pg_backend_pid()", using=copy)
-        copy.close()
-        return pid
-
-    left = {await greenorm.run(copied) for _ in range(5)}
+    left = {await greenorm.run(pid_of_a_copy, "other") for _ in range(5)}
     async with asyncio.timeout(5):
         while left:
             await asyncio.sleep(0.01)
             left &= {pid for (pid,) in admin.execute("SELECT pid FROM pg_stat_activity").fetchall()}
+
+
+async def test_copies_of_a_wrapper_share_the_pool_that_its_options_name() -> None:
+    assert len({await greenorm.run(pid_of_a_copy, "default") for _ in range(5)}) == 1
+    assert greenorm.pool_stats().in_use == 0
+
+
+def pid_of_a_copy(alias: str) -> int:
+    copy = connections[alias].copy()
+    pid = ask("SELECT pg_backend_pid()", using=copy)
+    copy.close()
+    return pid
 
 
 async def test_copy_of_a_wrapper_has_a_transaction_of_its_own() -> None:

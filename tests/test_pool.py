@@ -7,12 +7,14 @@ import logging
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
 import psycopg_pool
 import pytest
 from django.db import OperationalError, connection, connections
+from django.db.backends.signals import connection_created
 from django.test import override_settings
 
 import greenorm
@@ -27,9 +29,9 @@ def sleep(seconds: float) -> None:
         cursor.execute("SELECT pg_sleep(%s)", [seconds])
 
 
-def pid() -> int:
-    connection.ensure_connection()
-    return connection.connection.info.backend_pid
+def pid(using: str = "default") -> int:
+    with connections[using].cursor() as cursor:
+        return cursor.connection.info.backend_pid
 
 
 async def with_pool(job: Callable[[Pool], Any], **options: Any) -> Any:
@@ -295,3 +297,59 @@ async def test_a_pool_follows_a_change_of_the_time_zone() -> None:
     with override_settings(USE_TZ=False, TIME_ZONE="Europe/Berlin"):
         assert await greenorm.run(zone) == "Europe/Berlin"
     assert await greenorm.run(zone) == "UTC"
+
+
+# What Django's own tests ask of a wrapper
+
+
+async def test_a_connection_that_is_closed_by_name_is_announced_when_it_is_borrowed_again() -> None:
+    made: list[Any] = []
+
+    def note(connection: Any, **_: Any) -> None:
+        made.append(connection.connection)
+
+    def twice() -> tuple[int, int]:
+        first = pid()
+        connection.close()
+        return first, pid()
+
+    await greenorm.run(pid)
+    connection_created.connect(note)
+    try:
+        first, second = await greenorm.run(twice)
+    finally:
+        connection_created.disconnect(note)
+    assert first == second
+    assert len(made) == 1
+
+
+async def test_a_wrapper_that_a_thread_has_connected_is_connected_anew_in_its_run() -> None:
+    def handed_over() -> tuple[bool, bool]:
+        wrapper = connections["default"]
+        wrapper.inc_thread_sharing()
+        try:
+            with ThreadPoolExecutor(1) as executor:
+                executor.submit(wrapper.ensure_connection).result()
+            blocking = type(wrapper.connection) is psycopg.Connection
+            pid()
+            return blocking, type(wrapper.connection) is psycopg.Connection
+        finally:
+            wrapper.dec_thread_sharing()
+
+    assert await greenorm.run(handed_over) == (True, False)
+    assert greenorm.pool_stats().in_use == 0
+
+
+async def test_a_connection_that_fails_its_health_check_in_a_run_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(connections.settings["other"], "CONN_HEALTH_CHECKS", True)
+
+    def checked() -> tuple[int, int]:
+        wrapper = connections["other"]
+        first = pid("other")
+        wrapper.health_check_done = False  # as at the end of a request
+        wrapper.is_usable = lambda: False
+        return first, pid("other")
+
+    first, second = await greenorm.run(checked)
+    assert first != second
+    assert greenorm.pool_stats("other").size == 1

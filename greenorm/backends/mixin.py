@@ -10,12 +10,15 @@ import warnings
 from collections.abc import Callable
 from functools import wraps
 from inspect import isawaitable
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import async_to_sync
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql import base as postgresql
 from django.db.backends.postgresql.psycopg_any import register_tzloader
+from django.db.backends.signals import connection_created
 from psycopg import pq
 
 from .. import bridge, sharing, tasks
@@ -54,6 +57,9 @@ class AwaitableMixin(_Wrapper):
     _borrowed: _Borrowed | None = None
     _own_pool: Pool | None = None
     _sync_connection: Any = None
+    _made_in: Scope | None = None
+    _was_closed = False
+    _is_checked = False
     _scope: Scope | None = None
 
     # Which pool
@@ -61,8 +67,8 @@ class AwaitableMixin(_Wrapper):
     @property
     def pool(self) -> Any:
         """The pool that Django's code sees. Mirrors DatabaseWrapper.pool, Django 6.1."""
-        if not bridge.in_run():
-            return super().pool
+        if not bridge.in_run() or not isinstance(self.connection, (Connection, NoneType)):
+            return super().pool  # also for what sync code, or a thread, has connected
         return self._borrowed or self.async_pool
 
     @property
@@ -71,13 +77,14 @@ class AwaitableMixin(_Wrapper):
 
         Raises ImproperlyConfigured for options that make no sense. Waits for nothing.
         """
-        if connections.settings.get(self.alias) is not self.settings_dict:
+        timezone = self.timezone_name
+        if not self._is_registered() and not self.settings_dict["OPTIONS"].get("pool"):
             # A wrapper made by hand (a copy(), the one that creates databases) has one connection of its own.
             if self._own_pool is None:
                 self._own_pool = make_pool(self, min_size=0, max_size=1)
             return self._own_pool
         by_key = pools()
-        key = (self.alias, id(self.settings_dict), self.settings_dict["NAME"], self.timezone_name)
+        key = (*self._owner(), self.settings_dict["NAME"], timezone)
         pool = by_key.get(key)
         if pool is None:
             pool = by_key[key] = make_pool(self)
@@ -89,28 +96,42 @@ class AwaitableMixin(_Wrapper):
             super().close_pool()
             return
         by_key = pools()
-        for key in [key for key in by_key if key[:2] == (self.alias, id(self.settings_dict))]:
+        for key in [key for key in by_key if key[:2] == self._owner()]:
             by_key.pop(key).close()
+
+    def _is_registered(self) -> bool:
+        return connections.settings.get(self.alias) is self.settings_dict
+
+    def _owner(self) -> tuple[str, int]:
+        # As Django does it: copies have their original's pool, and wrappers made by hand one by their alias.
+        registered: Any = connections.settings.get(self.alias)
+        return self.alias, id(registered) if registered == self.settings_dict else 0
 
     # Borrowing and giving back
 
-    def ensure_connection(self) -> None:
-        """Mirrors BaseDatabaseWrapper.ensure_connection, Django 6.1, for a wrapper that may be of another scope."""
-        in_use = self.connection is not None or self._scope is not None
-        if in_use and bridge.in_run() and self._scope is not bridge.carried():
+    def _look_after(self) -> None:
+        """Hear of a use of this wrapper. Not by ensure_connection, which Django's own tests replace and call again."""
+        if not bridge.in_run():
+            if tasks.is_left_out(self):
+                warnings.warn(
+                    f"Sync code in a thread uses the database alias {self.alias!r}, on a connection of its own, while "
+                    "the task that waits for it has a transaction open there: what it does is not part of that. Use "
+                    "`greenorm.run` or `greenorm.sync_to_async` in place of a thread.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            return
+        mine: Scope | None = bridge.carried()
+        if self._scope is mine:
+            return
+        if self._scope is None and self._made_in is mine and not sharing.in_transaction(self):
+            self.close()  # a thread that it was handed to has connected it
+            self.ensure_connection()
+        elif self._scope is not None or self.connection is not None:
             raise SharedScope(
                 f"A wrapper of the database alias {self.alias!r} was used in a run other than the one that it is "
                 f"connected in. Look it up inside of the run: `connections[{self.alias!r}]` or `django.db.connection`."
             )
-        if not bridge.in_run() and tasks.is_left_out(self):
-            warnings.warn(
-                f"Sync code in a thread uses the database alias {self.alias!r}, on a connection of its own, while the "
-                "task that waits for it has a transaction open there: what it does is not part of that. Use "
-                "`greenorm.run` or `greenorm.sync_to_async` in place of a thread.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        super().ensure_connection()
 
     def connect(self) -> None:
         """Borrow a connection, or make one. Mirrors BaseDatabaseWrapper.connect, Django 6.1.
@@ -120,6 +141,8 @@ class AwaitableMixin(_Wrapper):
         if not bridge.in_run():
             super().connect()
             return
+        if self._scope is not None:
+            self._look_after()
         self._scope = bridge.carried()
         try:
             if self._scope is not None:
@@ -144,11 +167,16 @@ class AwaitableMixin(_Wrapper):
                 self._borrowed = None
                 if self.connection is not conn:
                     pool.putconn(conn)
-            session.execute_wrappers = tuple(wrap for wrap in self.execute_wrappers if wrap not in before)
+            self.close_at = None  # the pool ends what is too old
             session.wrapper_isolation_level = self.isolation_level
-            session.remember()
+            self._note_setup(session, before)
             session.ready = True
         session.on_interrupt = self._interrupted
+
+    def _note_setup(self, session: AsyncConnection, before: list[Any]) -> None:
+        """Keep with the session what receivers of connection_created have done to it."""
+        session.execute_wrappers = tuple(wrap for wrap in self.execute_wrappers if wrap not in before)
+        session.remember()
 
     def _attach(self, session: AsyncConnection) -> None:
         self.connection = session.face
@@ -160,9 +188,17 @@ class AwaitableMixin(_Wrapper):
         self.needs_rollback = False
         self.closed_in_transaction = False
         self.errors_occurred = False
+        self.health_check_enabled = self.settings_dict["CONN_HEALTH_CHECKS"]
         self.health_check_done = True
+        self.close_at = None
         self.run_on_commit = []
-        self.execute_wrappers[:0] = session.execute_wrappers
+        if not self._was_closed:
+            self.execute_wrappers[:0] = session.execute_wrappers
+            return
+        self._was_closed = False  # by its user, who has been promised a connection_created for the next one
+        before = self.execute_wrappers[:]
+        connection_created.send(sender=type(self), connection=self)
+        self._note_setup(session, before)
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Mirrors DatabaseWrapper.get_new_connection, Django 6.1."""
@@ -205,7 +241,10 @@ class AwaitableMixin(_Wrapper):
             self.connection.close()
         else:
             in_atomic_block, run_on_commit = self.in_atomic_block, self.run_on_commit
+            if self._is_checked:
+                self.connection.close()  # and so the pool does not lend it again
             self.give_back()
+            self._was_closed = True
             self.in_atomic_block, self.run_on_commit = in_atomic_block, run_on_commit
 
     # A transaction that sync code has opened
@@ -231,6 +270,7 @@ class AwaitableMixin(_Wrapper):
 
     def create_cursor(self, name: str | None = None) -> Any:
         """Mirrors DatabaseWrapper.create_cursor, Django 6.1, where that names a sync server-side cursor class."""
+        self._look_after()
         conn = self.connection
         if name is None or not isinstance(conn, Connection):
             return super().create_cursor(name)
@@ -252,7 +292,20 @@ class AwaitableMixin(_Wrapper):
         ):
             self.autocommit = autocommit
             return
+        if self.connection is not None:
+            self._look_after()
         super().set_autocommit(autocommit, *args, **kwargs)
+
+    def close_if_health_check_failed(self) -> None:
+        """Mirrors BaseDatabaseWrapper.close_if_health_check_failed, Django 6.1, where no pool is asked for."""
+        if not isinstance(self.connection, Connection) or self.settings_dict["OPTIONS"].get("pool"):
+            super().close_if_health_check_failed()
+            return
+        self._is_checked = True
+        try:
+            BaseDatabaseWrapper.close_if_health_check_failed(self)
+        finally:
+            self._is_checked = False
 
     def on_commit(self, func: Callable[[], Any], robust: bool = False) -> None:
         """Mirrors BaseDatabaseWrapper.on_commit, Django 6.1; `func` may be async, and is then waited for."""
