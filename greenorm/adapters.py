@@ -27,7 +27,8 @@ async def run_adapted(adapter: SyncToAsync[..., T], *args: Any, **kwargs: Any) -
     the caller handles. Unlike there, a cancellation is raised in the function, where it waits.
     """
     if getattr(adapter.func, "__qualname__", "") == NEXT_SLICE and inspect.isgenerator(args[0]):
-        return cast(T, await _reading_of(adapter.func, args[0]).work_on(args[0]))
+        reading = _reading_of(adapter.func, args[0])
+        return await reading.work(functools.partial(reading.read, adapter.func))
     hooks.install()
     job = functools.partial(adapter.func, *args, **kwargs)
     if (error := sys.exc_info()[1]) is not None:
@@ -76,19 +77,10 @@ def await_adapted(adapter: AsyncToSync[..., T], *args: Any, **kwargs: Any) -> T:
 class _GeneratorReading(Reading[Any]):
     """A sync generator read by calls of one function, as Django's `async for` over a queryset does."""
 
-    def __init__(self, read: weakref.ref[Any], generator: Generator[Any, Any, Any]) -> None:
-        super().__init__(lambda: generator)
-        self.read = read
-
-    async def work_on(self, generator: Generator[Any, Any, Any]) -> Any:
-        return await self.work(functools.partial(self._next, generator))
-
-    def _next(self, generator: Generator[Any, Any, Any]) -> Any:
-        read = self.read()
-        assert read is not None
-        self.begin()
+    def read(self, next_slice: Callable[[Any], T]) -> T:
+        generator: Any = self.begin()
         try:
-            result = read(generator)
+            result = next_slice(generator)
         except BaseException:
             self.close()
             raise
@@ -103,11 +95,11 @@ NEXT_SLICE = "BaseIterable._async_generator.<locals>.next_slice"
 _readings: weakref.WeakKeyDictionary[Callable[..., Any], _GeneratorReading] = weakref.WeakKeyDictionary()
 
 
-def _reading_of(read: Callable[..., Any], generator: Generator[Any, Any, Any]) -> _GeneratorReading:
-    reading = _readings.get(read)
+def _reading_of(next_slice: Callable[..., Any], generator: Generator[Any, Any, Any]) -> _GeneratorReading:
+    reading = _readings.get(next_slice)
     if reading is None or reading.done:
-        reading = _readings[read] = _GeneratorReading(weakref.ref(read), generator)
-        weakref.finalize(read, reading.abandon).atexit = False
+        reading = _readings[next_slice] = _GeneratorReading(lambda: generator)
+        weakref.finalize(next_slice, reading.abandon).atexit = False
     return reading
 
 

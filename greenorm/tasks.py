@@ -60,17 +60,17 @@ async def work_in(scope: Scope, job: Callable[[], T], always: bool = False) -> T
     A scope that still has users afterwards stays open for the rest of this task, until its last user has left.
     Where the job must wait for its turn, it is done `always`, or not if the task is cancelled meanwhile.
     """
-    outer, wasopen_scopes = _current.get(), scope.users > 0
+    outer, was_open = _current.get(), scope.users > 0
     if (wait := sharing.turn_in(scope)) is not None:
         job = partial(_in_turn, wait, job, always)
     if outer is not scope:
         _current.set(scope)
-    if not wasopen_scopes:
+    if not was_open:
         open_scopes[scope.task] = scope
     try:
         return await bridge.spawn(partial(scope.work, job), scope)
     finally:
-        if (wasopen_scopes or scope.ended) and _current.get() is scope:
+        if (was_open or scope.ended) and _current.get() is scope:
             # Tasks may share a context: what another one has set is to be found there again.
             _current.set(scope.parent if outer is scope and scope.ended else outer)
 

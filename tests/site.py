@@ -40,6 +40,7 @@ STARTPROJECT = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 View = Callable[..., Any]
+Admin = psycopg.Connection[Any]
 
 
 @contextmanager
@@ -245,3 +246,18 @@ class SessionStore(SessionBase):
 @greenorm.awaitable
 def counting(request: HttpRequest) -> HttpResponse:
     return HttpResponse(str(Owner.objects.count()))
+
+
+# What the server is asked
+
+
+def alive(admin: Admin, *pids: int) -> int:
+    """Count which of these processes the server still has."""
+    found = admin.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s)", [list(pids)]).fetchone()
+    return int(found[0])
+
+
+async def until(done: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not done():
+            await asyncio.sleep(0.005)

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from django import VERSION
 from django.contrib.auth import aauthenticate
@@ -26,9 +25,11 @@ import greenorm
 from tests.shop.models import Owner
 from tests.site import (
     STARTPROJECT,
+    Admin,
     Creating,
     Hasher,
     SessionStore,
+    alive,
     apid,
     by_asgi,
     by_async_client,
@@ -39,26 +40,14 @@ from tests.site import (
     pid,
     site,
     sync_view,
+    until,
     where,
     who,
     word,
 )
 
 pytestmark = pytest.mark.usefixtures("async_methods")
-Admin = psycopg.Connection[Any]
 SYNC_MIDDLEWARE = "tests.site.sync_middleware"
-
-
-def alive(admin: Admin, *pids: int) -> int:
-    """Count which of these processes the server still has."""
-    found = admin.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s)", [list(pids)]).fetchone()
-    return int(found[0])
-
-
-async def until(done: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not done():
-            await asyncio.sleep(0.005)
 
 
 # An async view behind startproject's middleware

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import psycopg
 import pytest
 from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
 from asgiref.testing import ApplicationCommunicator
@@ -22,32 +20,21 @@ import greenorm
 from tests.shop.models import Owner
 from tests.site import (
     STARTPROJECT,
+    Admin,
     Consumer,
     ConsumerOfSyncCode,
     OwnersBySql,
     WebSocket,
     WebSocketOfSyncCode,
+    alive,
     get,
     pid,
     site,
+    until,
     who,
 )
 
 pytestmark = pytest.mark.usefixtures("async_methods")
-Admin = psycopg.Connection[Any]
-SYNC_MIDDLEWARE = "tests.site.sync_middleware"
-
-
-def alive(admin: Admin, *pids: int) -> int:
-    """Count which of these processes the server still has."""
-    found = admin.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s)", [list(pids)]).fetchone()
-    return int(found[0])
-
-
-async def until(done: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not done():
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture

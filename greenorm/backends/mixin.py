@@ -105,7 +105,8 @@ class AwaitableMixin(_Wrapper):
     def _owner(self) -> tuple[str, int]:
         # As Django does it: copies have their original's pool, and wrappers made by hand one by their alias.
         registered: Any = connections.settings.get(self.alias)
-        return self.alias, id(registered) if registered == self.settings_dict else 0
+        same = registered is self.settings_dict or registered == self.settings_dict
+        return self.alias, id(registered) if same else 0
 
     # Borrowing and giving back
 
