@@ -18,6 +18,7 @@ from django.dispatch import Signal
 from django.test import override_settings
 
 import greenorm
+from greenorm import sharing
 from tests.shop.models import Account, Owner, Tag
 
 pytestmark = pytest.mark.usefixtures("async_methods", "no_threads")
@@ -305,6 +306,28 @@ async def test_a_task_that_outlives_async_to_sync_ends_its_turn_and_gets_no_othe
 
     assert await greenorm.run(transaction.atomic(sync)) == 2
     assert await names() == ["a", "b"]
+
+
+async def test_a_task_that_keeps_its_turn_for_good_is_an_error_and_rolls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "RETURN_SECONDS", 0.05)
+    tasks = []
+    go = asyncio.Event()
+
+    async def keeps() -> None:
+        async with greenorm.atomic():
+            await tag("lost")
+            await go.wait()
+
+    async def asynchronous() -> None:
+        tasks.append(asyncio.create_task(keeps()))
+        await asyncio.sleep(0.02)
+
+    with pytest.raises(greenorm.ConnectionInUse, match="Await such a task before returning"):
+        await greenorm.run(transaction.atomic(lambda: async_to_sync(asynchronous)()))
+    go.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert await names() == []
+    assert greenorm.pool_stats().in_use == 0
 
 
 async def test_a_cancelled_task_gives_its_turn_back() -> None:
