@@ -132,10 +132,16 @@ def async_methods() -> Iterator[None]:
 
 
 @pytest.fixture
-def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def unused_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """asgiref's one thread for the process is yet to be started: a hop to one that it has kept would start none."""
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        monkeypatch.setattr(SyncToAsync, "single_thread_executor", executor)
+        yield
+
+
+@pytest.fixture
+def no_threads(unused_thread: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """No thread may start. Where one may, the test clears the list of what has started."""
-    executor = ThreadPoolExecutor(max_workers=1)  # a hop to the one that asgiref has kept would start none
-    monkeypatch.setattr(SyncToAsync, "single_thread_executor", executor)
     started: list[str] = []
     start = threading.Thread.start
 
@@ -145,7 +151,6 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     monkeypatch.setattr(threading.Thread, "start", note)
     yield started
-    executor.shutdown()
     assert started == []
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
 from asgiref.testing import ApplicationCommunicator
 from channels.auth import AuthMiddlewareStack
 from channels.db import aclose_old_connections, database_sync_to_async
@@ -35,14 +33,6 @@ from tests.site import (
 )
 
 pytestmark = pytest.mark.usefixtures("async_methods")
-
-
-@pytest.fixture
-def unused_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """asgiref's one thread for the process is yet to be started."""
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        monkeypatch.setattr(SyncToAsync, "single_thread_executor", executor)
-        yield
 
 
 @pytest.mark.usefixtures("unused_thread")

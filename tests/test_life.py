@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import anyio
@@ -205,20 +205,6 @@ def test_two_threads_with_a_loop_each_have_pools_of_their_own() -> None:
     for t in threads:
         t.join()
     assert pids[0].isdisjoint(pids[1])
-
-
-@pytest.fixture
-def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Note each thread that is started, and refuse it."""
-    started: list[str] = []
-
-    def refuse(thread: threading.Thread) -> None:
-        started.append(thread.name)
-        raise AssertionError(f"thread {thread.name} was started")
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    yield started
-    assert started == []
 
 
 async def test_no_call_starts_a_thread(no_threads: list[str]) -> None:
