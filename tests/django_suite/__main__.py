@@ -30,11 +30,7 @@ from greenorm.demo.server import database_settings, embedded_server
 from tests.servers import system_server, with_postgis
 
 from .outcomes import Outcomes, known_differences
-from .sources import django_tests
-
-LABELS = ["async", "signals", "asgi", "sessions_tests", "auth_tests", "cache"]
-# Directories of Django's tests that hold none, or that its runtests.py leaves out.
-NO_TESTS = {"data", "import_error_package", "test_runner_apps", "requirements", "templates"}
+from .suites import DJANGO, SUITES, Suite, all_labels
 
 console = Console(soft_wrap=True, highlight=False, markup=False)
 
@@ -47,19 +43,19 @@ def server() -> AbstractContextManager[str]:
     return embedded_server() if programs is None else system_server(programs)
 
 
-def run_way(way: str, shards: list[list[str]], tests: Path, dsn: str, jobs: int) -> Outcomes:
+def run_way(suite: Suite, way: str, shards: list[list[str]], dsn: str, jobs: int) -> Outcomes:
     """Run the tests of all shards in one way, `jobs` of them at a time. Blocks meanwhile."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(jobs) as executor:
 
         def run(number: int) -> Path:
-            return run_shard(way, shards[number], tests, dsn, Path(directory, str(number)))
+            return run_shard(suite, way, shards[number], dsn, Path(directory, str(number)))
 
         done = track(executor.map(run, range(len(shards))), f"{way:>5}", len(shards), console=console)
         return Outcomes(list(done), time.monotonic() - started)
 
 
-def run_shard(way: str, labels: list[str], tests: Path, dsn: str, results: Path) -> Path:
+def run_shard(suite: Suite, way: str, labels: list[str], dsn: str, results: Path) -> Path:
     """Run the tests of `labels`, in a process and on databases of their own, and return the file of their outcomes."""
     names = {alias: f"greenorm_suite_{os.getpid()}_{results.name}_{alias}" for alias in ("default", "other")}
     databases = {
@@ -73,12 +69,14 @@ def run_shard(way: str, labels: list[str], tests: Path, dsn: str, results: Path)
         "GREENORM_SUITE_RESULTS": str(results),
     }
     results.touch()
-    command = [sys.executable, "-m", "tests.django_suite.worker", way, *labels]
+    # -P: the tests' directory may have a package `tests`, too.
+    command = [sys.executable, "-P", "-m", "tests.django_suite.worker", suite.project, way, *labels]
     try:
         ended = subprocess.run(
             command,
-            cwd=tests,
+            cwd=suite.tests(),
             env=environment,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -101,27 +99,24 @@ def engine(way: str, labels: list[str]) -> str:
     return "greenorm.backends.postgis" if spatial else "greenorm.backends.postgresql"
 
 
-def all_labels(tests: Path) -> list[str]:
-    """Return the labels of all of Django's tests that the server can run."""
-    labels = sorted(path.parent.name for path in tests.glob("*/__init__.py") if path.parent.name not in NO_TESTS)
-    return [label for label in labels if label != "gis_tests" or with_postgis() is not None]
-
-
 def in_shards(labels: list[str], tests: Path, count: int) -> list[list[str]]:
-    """Divide the labels into at most `count` shards with about as many tests each, and one for those on PostGIS."""
+    """Divide the labels into at most `count` shards that take about as long, and one for those on PostGIS."""
     sizes = {
         label: sum(path.read_text().count("def test_") for path in (tests / label).rglob("*.py")) for label in labels
     }
+    if "admin_scripts" in sizes:
+        sizes["admin_scripts"] *= 8  # each of its tests starts a process
     shards: list[list[str]] = [[] for _ in range(count)]
     for label in sorted(set(labels) - {"gis_tests"}, key=lambda label: -sizes[label]):
         min(shards, key=lambda shard: sum(sizes[label] for label in shard)).append(label)
     return [shard for shard in [*shards, ["gis_tests"] if "gis_tests" in labels else []] if shard]
 
 
-def figures(ways: dict[str, Outcomes]) -> Table:
+def figures(suite: Suite, ways: dict[str, Outcomes]) -> Table:
     """Return the figures of all ways, beside each other."""
     stock, all_of_them = ways["stock"], ways.values()
-    table = Table(f"Django {django.__version__}", *ways)
+    title = f"Django {django.__version__}"
+    table = Table(title if suite is DJANGO else f"{suite.project} {suite.version}, {title}", *ways)
     rows = {
         "tests run": [len(way.tests) for way in all_of_them],
         "passed": [way.count("passed", "expected failure") for way in all_of_them],
@@ -150,6 +145,8 @@ def report(way: str, outcomes: Outcomes, stock: Outcomes) -> bool:
     said += [f"newly {outcomes.tests[test]}: {outcomes.details[test]}" for test in unknown if test not in missing]
     said += [f"newly passing: {test}" for test in outcomes.better_than(stock)]
     said += [f"passes, and known.toml says it fails: {test}" for test in fixed]
+    if outcomes is stock:
+        said += [f"{stock.tests[test]}: {test}: {stock.details[test].splitlines()[-1:]}" for test in stock.failing()]
     if way == "run":
         said += [f"blocks the event loop: {test}" for test in outcomes.blocking]
     if missing or not outcomes.complete:
@@ -164,7 +161,8 @@ def main() -> bool:
     parser = argparse.ArgumentParser(
         "python -m tests.django_suite", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("labels", nargs="*", default=LABELS, help=f"as of runtests.py; default: {' '.join(LABELS)}")
+    parser.add_argument("labels", nargs="*", help=f"as of the project's own command; Django: {' '.join(DJANGO.labels)}")
+    parser.add_argument("--project", choices=SUITES, default=DJANGO.project, help="whose tests; default: %(default)s")
     parser.add_argument("--django", default=django.__version__, help="a version; it must be the installed one")
     parser.add_argument("--all", action="store_true", help="all of Django's labels")
     parser.add_argument("--way", action="append", choices=["hook", "run"], help="beside stock; default: both")
@@ -172,15 +170,25 @@ def main() -> bool:
         "--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time; default: %(default)s"
     )
     options = parser.parse_args()
+    if options.django != django.__version__:
+        raise SystemExit(
+            f"Django {django.__version__} is installed, and its tests run with their own version only. For "
+            f"{options.django}: pip install 'django=={options.django}', or use an environment that has it."
+        )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so stop the server
-    tests = django_tests(options.django)
-    labels = all_labels(tests) if options.all else options.labels
-    shards = in_shards(labels, tests, 4 * options.jobs if options.all else options.jobs)
+    suite = SUITES[options.project]
+    labels = options.labels or suite.labels
+    if suite is DJANGO:
+        if options.all:
+            labels = all_labels(suite.tests(), with_postgis() is not None)
+        shards = in_shards(labels, suite.tests(), 4 * options.jobs if options.all else options.jobs)
+    else:
+        shards = [labels]
     with server() as dsn:
         ways = {
-            way: run_way(way, shards, tests, dsn, options.jobs) for way in ["stock", *(options.way or ["hook", "run"])]
+            way: run_way(suite, way, shards, dsn, options.jobs) for way in ["stock", *(options.way or ["hook", "run"])]
         }
-    console.print(figures(ways))
+    console.print(figures(suite, ways))
     as_known = [report(way, outcomes, ways["stock"]) for way, outcomes in ways.items()]
     return all(as_known)
 

@@ -40,6 +40,10 @@ class Outcomes:
         """Return how many tests had one of `outcomes`."""
         return sum(outcome in outcomes for outcome in self.tests.values())
 
+    def failing(self) -> list[str]:
+        """Return the tests that did not do as they should."""
+        return [test for test in sorted(self.tests) if self._rank(test) == WORST]
+
     def worse_than(self, other: Outcomes) -> list[str]:
         """Return the tests that fail, are skipped or are missing here, and were better off there."""
         return [test for test in sorted({*self.tests, *other.tests}) if self._rank(test) > other._rank(test)]

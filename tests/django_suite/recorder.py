@@ -54,20 +54,42 @@ def _counted(cursor: type, execute: Callable[..., Any]) -> Callable[..., Any]:
     return counted
 
 
+def on_suite_database(alias: str = "default") -> dict[str, Any]:
+    """Return the settings of the database that the command has chosen, for an alias of a project's tests."""
+    databases: dict[str, dict[str, Any]] = json.loads(os.environ["GREENORM_SUITE_DATABASES"])
+    return databases[alias]
+
+
+class _Counted:
+    taken = statements.copy()
+
+
+def write_test(test: str, outcome: str, detail: str) -> None:
+    """Write down what came of a test, with the statements since the one before."""
+    new = statements - _Counted.taken
+    _Counted.taken = statements.copy()
+    write_line(test=test, outcome=outcome, detail=detail, statements=new)
+
+
+def settle() -> None:
+    """End what a test has left behind on the loop that surrounds it, as the end of a loop of its own would."""
+    if in_run():
+        await_(_end_tasks())
+
+
 class Result(unittest.TextTestResult):
     """Writes down each outcome. A subtest counts as its test, and a setUpClass that fails as one of its own."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.taken: Counter[str] = Counter()
-        self.counted = statements.copy()  # what made the databases
+        _Counted.taken = statements.copy()  # what made the databases
 
     def stopTest(self, test: unittest.TestCase) -> None:  # noqa: N802 - a name of unittest, as below
         super().stopTest(test)
         watch()
         self._write({test.id(): ("passed", "")})
-        if in_run():
-            await_(_end_tasks())
+        settle()
 
     def stopTestRun(self) -> None:  # noqa: N802
         super().stopTestRun()
@@ -80,8 +102,7 @@ class Result(unittest.TextTestResult):
                 outcomes[getattr(test, "test_case", test).id()] = outcome, f"{test}\n{detail}"
                 self.taken[name] += 1
         for test_id, (outcome, detail) in outcomes.items():
-            _write_line(test=test_id, outcome=outcome, detail=detail, statements=statements - self.counted)
-            self.counted.update(statements - self.counted)
+            write_test(test_id, outcome, detail)
 
 
 async def _end_tasks() -> None:
@@ -100,10 +121,11 @@ class Runner(DiscoverRunner):
 
     def run_tests(self, *args: Any, **kwargs: Any) -> int:
         failures = super().run_tests(*args, **kwargs)
-        _write_line(ended=True)  # the databases are gone, too
+        write_line(ended=True)  # the databases are gone, too
         return failures
 
 
-def _write_line(**line: Any) -> None:
+def write_line(**line: Any) -> None:
+    """Write one line of JSON to the file of this process' outcomes."""
     with open(os.environ["GREENORM_SUITE_RESULTS"], "a") as file:
         file.write(json.dumps(line) + "\n")

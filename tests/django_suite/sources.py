@@ -1,4 +1,4 @@
-"""Django's own tests, from the source distribution of a release."""
+"""The tests of Django, and of packages that live on its ORM, from the source distributions of their releases."""
 
 from __future__ import annotations
 
@@ -9,44 +9,37 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-import django
 
+def unpacked(project: str, version: str) -> Path:
+    """Return the directory of a release's source distribution, which pip downloads when first asked for it.
 
-def django_tests(version: str) -> Path:
-    """Return the directory of Django's tests, downloaded by pip when first asked for. Blocks meanwhile.
-
-    Ends the program, saying what to do, where `version` is not the installed one: the tests import that one.
+    Blocks meanwhile. Ends the program where it cannot be had.
     """
-    if version != django.__version__:
-        raise SystemExit(
-            f"Django {django.__version__} is installed, and its tests run with their own version only. "
-            f"For {version}: pip install 'django=={version}', or use the Python of an environment that has it."
-        )
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / (
         "Library/Caches" if sys.platform == "darwin" else ".cache"
     )
-    kept = Path(os.environ.get("GREENORM_CACHE") or Path(cache, "greenorm"), f"django-{version}")
+    kept = Path(os.environ.get("GREENORM_CACHE") or Path(cache, "greenorm"), f"{project}-{version}-sdist")
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as directory:
-            _download(version, directory)
+            _download(project, version, directory)
             try:
-                Path(directory, "tests").rename(kept)
+                Path(directory, "sdist").rename(kept)
             except OSError:
                 if not kept.exists():  # else another process was faster
                     raise
     return kept
 
 
-def _download(version: str, directory: str) -> None:
-    # pip knows the index, its mirror, proxy and certificates. It also reads the metadata, and gets Django's build
-    # backend for that, into an environment of its own.
-    options = ["--quiet", "--no-deps", "--no-binary=django", f"--dest={directory}"]
-    pip = [sys.executable, "-m", "pip", "download", *options, f"django=={version}"]
+def _download(project: str, version: str, directory: str) -> None:
+    # pip knows the index, its mirror, proxy and certificates. It also reads the metadata, and gets the build backend
+    # for that, into an environment of its own.
+    options = ["--quiet", "--no-deps", f"--no-binary={project}", f"--dest={directory}"]
+    pip = [sys.executable, "-m", "pip", "download", *options, f"{project}=={version}"]
     if subprocess.run(pip, check=False).returncode:
-        raise SystemExit(f"The source of Django {version} could not be had by: {' '.join(pip)}")
+        raise SystemExit(f"The source of {project} {version} could not be had by: {' '.join(pip)}")
     with tarfile.open(next(Path(directory).glob("*.tar.gz"))) as archive:
         for member in archive:
-            _, _, member.name = member.name.partition("/")
-            if member.name.startswith("tests/"):
-                archive.extract(member, directory, filter="data")
+            _, _, inside = member.name.partition("/")
+            member.name = f"sdist/{inside}"
+            archive.extract(member, directory, filter="data")

@@ -1,27 +1,30 @@
-"""The process that runs Django's runtests.py: `python -m tests.django_suite.worker WAY LABEL...`.
+"""The process that runs a project's tests: `python -m tests.django_suite.worker PROJECT WAY LABEL...`.
 
-Started in the directory of Django's tests, so that their apps are found. WAY is "stock", "hook" or "run".
+Started in the directory of these tests, so that their modules are found. WAY is "stock", "hook" or "run".
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import runpy
+import os
 import sys
 
 import greenorm
 from greenorm.integrations import async_methods
+from tests.django_suite import plugin  # noqa: F401 - while `tests` is this project's
 from tests.django_suite.recorder import count_statements, watch
+from tests.django_suite.suites import SUITES
 
 
-def main(way: str, *labels: str) -> None:
-    """Run the tests of `labels` in one of the three ways; ends with SystemExit, as runtests.py does."""
+def main(project: str, way: str, *labels: str) -> None:
+    """Run the tests of `labels` in one of the three ways; ends with SystemExit, as the project's own command does."""
     count_statements()
     watch()
-    settings = "--settings=tests.django_suite.settings"
-    sys.argv = ["runtests.py", "--parallel=1", "--noinput", settings, *labels]
-    run_tests = functools.partial(runpy.run_path, "runtests.py", run_name="__main__")
+    # From here on `tests` is the package of that name in the directory of the project's tests, where it has one.
+    del sys.modules["tests"]
+    sys.path.insert(0, os.getcwd())
+    run_tests = functools.partial(SUITES[project].start, list(labels))
     if way != "stock":
         async_methods.install()
     if way == "run":
