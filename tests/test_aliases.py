@@ -350,6 +350,21 @@ async def test_copy_has_left_the_server_with_its_run(admin: psycopg.Connection, 
             await asyncio.sleep(0.01)
 
 
+async def test_copy_whose_set_up_failed_has_left_the_server(admin: psycopg.Connection) -> None:
+    def misconfigured() -> Any:
+        copy = connections["other"].copy()
+        copy.settings_dict = {**copy.settings_dict, "OPTIONS": {"isolation_level": 999}}
+        with pytest.raises(ImproperlyConfigured):
+            copy.ensure_connection()
+        return copy.settings_dict["NAME"]
+
+    database = await greenorm.run(misconfigured)
+    here = "SELECT 1 FROM pg_stat_activity WHERE datname = %s AND application_name = ''"
+    async with asyncio.timeout(60):
+        while admin.execute(here, [database]).fetchone():
+            await asyncio.sleep(0.01)
+
+
 # Backends that would block
 
 

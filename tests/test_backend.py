@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import decimal
+import functools
 import io
 import re
 import uuid
@@ -2194,6 +2195,21 @@ async def test_on_commit_robust_logs_an_error_and_goes_on(caplog: pytest.LogCapt
     seen, messages = await alike(called)
     assert seen == ["last"]
     assert [re.findall(r"(\w+) in on_commit", message) for message in messages] == [["failing"], ["failing_later"]]
+
+
+async def test_on_commit_robust_names_a_partial_as_django_does(caplog: pytest.LogCaptureFixture) -> None:
+    def failing() -> None:
+        raise Stop
+
+    callback = functools.partial(failing)
+
+    def called() -> str:
+        caplog.clear()
+        with transaction.atomic():
+            transaction.on_commit(callback, robust=True)
+        return next(record.getMessage() for record in caplog.records if record.name.startswith("django.db"))
+
+    assert repr(callback) in await alike(called)
 
 
 async def test_on_commit_in_manual_transaction_management_is_refused() -> None:

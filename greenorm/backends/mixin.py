@@ -167,7 +167,7 @@ class AwaitableMixin(_Wrapper):
             finally:
                 self._borrowed = None
                 if self.connection is not conn:
-                    pool.putconn(conn)
+                    self._return(conn)
             self.close_at = None  # the pool ends what is too old
             session.wrapper_isolation_level = self.isolation_level
             self._note_setup(session, before)
@@ -230,6 +230,9 @@ class AwaitableMixin(_Wrapper):
         for wrap in conn.session.execute_wrappers:
             if wrap in self.execute_wrappers:
                 self.execute_wrappers.remove(wrap)
+        self._return(conn)
+
+    def _return(self, conn: Connection) -> None:
         conn.session.pool.putconn(conn)
         if self._own_pool is not None:
             self._own_pool.close()
@@ -340,6 +343,8 @@ def _finished(func: Callable[[], Any]) -> Callable[[], Any]:
             return result
         return tasks.wait_for(result) if bridge.in_run() else async_to_sync(_result)(result)
 
+    if not hasattr(func, "__qualname__"):
+        finished.__qualname__ = repr(func)  # as Django names it in its log: a partial, say
     return finished
 
 
