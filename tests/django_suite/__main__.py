@@ -161,7 +161,9 @@ def main() -> bool:
     parser = argparse.ArgumentParser(
         "python -m tests.django_suite", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("labels", nargs="*", help=f"as of the project's own command; Django: {' '.join(DJANGO.labels)}")
+    parser.add_argument(
+        "labels", nargs="*", help=f"as of the project's own command; default: {' '.join(DJANGO.labels)}"
+    )
     parser.add_argument("--project", choices=SUITES, default=DJANGO.project, help="whose tests; default: %(default)s")
     parser.add_argument("--django", default=django.__version__, help="a version; it must be the installed one")
     parser.add_argument("--all", action="store_true", help="all of Django's labels")

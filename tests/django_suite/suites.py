@@ -57,8 +57,14 @@ def _pytest(labels: list[str]) -> None:
     sys.exit(code)
 
 
-# What is async comes first: it is run where no label is given.
-DJANGO = Suite("django", "tests", ["async", "signals", "asgi", "sessions_tests", "auth_tests", "cache"], _runtests)
+# What is run where no label is given: what exercises the database most, and what is async.
+_LABELS = """
+    queries aggregation annotations expressions lookup many_to_many many_to_one one_to_one prefetch_related
+    select_related select_for_update transactions transaction_hooks backends get_or_create bulk_create update delete
+    generic_relations multiple_database raw_query model_fields postgres_tests composite_pk test_utils
+    async signals asgi sessions_tests
+"""
+DJANGO = Suite("django", "tests", _LABELS.split(), _runtests)
 SUITES = {
     suite.project: suite
     for suite in (
