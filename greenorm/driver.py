@@ -116,9 +116,9 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     def cursor_class(self) -> type[Any]:
         """Return the class that `cursor()` of the face makes, with what instrumentation has added to the session's."""
         factory = bridged(self.face_cursor_factory)
-        if self.cursor_factory is psycopg.AsyncCursor or not issubclass(factory, psycopg.AsyncCursor):
+        if self.cursor_factory is psycopg.AsyncCursor or not issubclass(cast("type", factory), psycopg.AsyncCursor):
             return factory
-        key: tuple[type[Any], type[Any]] = factory, self.cursor_factory
+        key = factory, self.cursor_factory
         if key != self._with_additions[:2]:
             self._with_additions = *key, with_additions(*key)
         return self._with_additions[2]

@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 # The scope that each task has open.
 open_scopes: dict[asyncio.Task[Any] | None, Scope] = {}
+# Told of each wrapper that a run makes. Django has a signal for connections only, and those outlive wrappers.
+on_new_wrapper: list[Callable[[Any], None]] = []
 
 
 class Scope:
@@ -144,6 +146,8 @@ class Scope:
         if wrapper.connection is None:
             wrapper._made_in = self
         self.wrappers[alias] = wrapper
+        for tell in on_new_wrapper:
+            tell(wrapper)
 
     def will_connect(self, wrapper: Any) -> None:
         """Hear of a wrapper that is about to borrow a connection. Raises SharedScope where it may not."""

@@ -63,7 +63,9 @@ class Answer:
     body: str = ""
 
 
-async def get(handler: ASGIHandler, cookie: str = "", gone: asyncio.Event | None = None) -> Answer:
+async def get(
+    handler: Callable[..., Any], cookie: str = "", gone: asyncio.Event | None = None, path: str = "/", query: str = ""
+) -> Answer:
     """Call the handler as an ASGI server does; the client disconnects when `gone` is set."""
     messages = [{"type": "http.request", "body": b"", "more_body": False}]
     answer = Answer(cookie)
@@ -82,7 +84,7 @@ async def get(handler: ASGIHandler, cookie: str = "", gone: asyncio.Event | None
                 answer.cookie += value.decode().partition(";")[0] + "; "
 
     headers = [(b"host", b"testserver"), (b"cookie", cookie.encode())]
-    scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": "/", "query_string": b""}
+    scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": path, "query_string": query.encode()}
     await handler({**scope, "headers": headers}, receive, send)
     return answer
 

@@ -30,7 +30,7 @@ LAYERS = [
     ["adapters", "decorator"],
     ["integrations.routing", "integrations.transaction_atomic", "integrations.awaitable_querysets"],
     ["integrations.async_methods", "integrations.metrics"],
-    ["integrations.prometheus", "integrations.opentelemetry"],
+    ["integrations.prometheus", "integrations.opentelemetry", "integrations.debug_toolbar"],
     ["apps"],
     ["__init__"],
 ]
