@@ -6,6 +6,9 @@ instruments those too, of its own request only. In the settings it takes the pla
     DEBUG_TOOLBAR_PANELS = [..., "greenorm.integrations.debug_toolbar.SQLPanel", ...]
 """
 
+# The toolbar has no types.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from contextvars import ContextVar
@@ -16,7 +19,6 @@ from debug_toolbar.panels.sql import tracking
 
 from .. import scope
 
-# The toolbar has no types.
 _sql: Any = sql
 _tracking: Any = tracking
 
