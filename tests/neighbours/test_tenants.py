@@ -78,8 +78,12 @@ def of_tenants(admin: Admin) -> Any:
     """A database of their own, since schemas are not seen by what empties the tables of the tests."""
     name = f"{connections['default'].settings_dict['NAME']}_tenants"
     admin.execute(f"CREATE DATABASE {name}")
-    options = {"pool": {"min_size": 0, "max_size": 2}}
-    yield {"default": database(NAME=name, ENGINE="tests.neighbours.backends.tenants", OPTIONS={**database()["OPTIONS"], **options})}
+    options = {**database()["OPTIONS"], "pool": {"min_size": 0, "max_size": 2}}
+    yield {
+        "default": database(
+            NAME=name, ENGINE="tests.neighbours.backends.tenants", OPTIONS={**database()["OPTIONS"], **options}
+        )
+    }
     admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
