@@ -220,3 +220,12 @@ def bridged(sync_class: type[Any]) -> type[Any]:
     body = {"__doc__": sync_class.__doc__, "__module__": __name__}
     _BRIDGED[sync_class] = type(sync_class.__name__, tuple(bases), body)
     return _BRIDGED[sync_class]
+
+
+def with_additions(cursor_class: type[Any], added: type[Any]) -> type[Any]:
+    """Return one of the classes above, with what `added`, the cursor class of its session, does beside AsyncCursor.
+
+    Instrumentation wraps `AsyncConnection.connect` and gives the connection a cursor class of its own, whose coroutine
+    methods go between the sync-looking ones and psycopg's. It may be a new class for each connection.
+    """
+    return type(cursor_class.__name__, (cursor_class, added), {"__doc__": cursor_class.__doc__, "__module__": __name__})

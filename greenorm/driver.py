@@ -29,7 +29,7 @@ from psycopg.rows import tuple_row
 from psycopg.waiting import Wait
 
 from .bridge import DYING, INTERRUPTS, drive, in_run, to_completion
-from .cursors import bridged
+from .cursors import bridged, with_additions
 from .errors import ConnectionInUse
 from .readiness import readiness, ready_now
 
@@ -92,6 +92,8 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     _blocking: bool = False
     _face: ReferenceType[Connection] | None = None
     _last_yield: float = 0.0
+    # A cursor class, an addition to it, and the two together.
+    _with_additions: tuple[type[Any], type[Any], type[Any]] = (object, object, object)
 
     def __init__(self, pgconn: Any, row_factory: Any = tuple_row) -> None:
         super().__init__(pgconn, row_factory)
@@ -110,6 +112,16 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             # The frames of a failed attempt own its socket, and live as long as the error: in a cancelled task, say.
             clear_frames(exc.__traceback__)
             raise
+
+    def cursor_class(self) -> type[Any]:
+        """Return the class that `cursor()` of the face makes, with what instrumentation has added to the session's."""
+        factory = bridged(self.face_cursor_factory)
+        if self.cursor_factory is psycopg.AsyncCursor or not issubclass(cast("type", factory), psycopg.AsyncCursor):
+            return factory
+        key = factory, self.cursor_factory
+        if key != self._with_additions[:2]:
+            self._with_additions = *key, with_additions(*key)
+        return self._with_additions[2]
 
     @property
     def face(self) -> Connection:
@@ -310,8 +322,8 @@ class Connection(psycopg.Connection[Any]):
         else:
             options.pop("scrollable", None)
             options.pop("withhold", None)
-            factory = bridged(self.cursor_factory)
-            is_bridged = issubclass(cast("type", factory), psycopg.AsyncCursor)
+            factory = self.session.cursor_class()
+            is_bridged = issubclass(factory, psycopg.AsyncCursor)
             cursor = factory(self.session if is_bridged else self, **options)
             if not is_bridged:
                 self.session.open_cursors += 1  # it waits through this face, and its end is not seen

@@ -385,6 +385,12 @@ def pools() -> dict[tuple[Any, ...], Pool]:
     return of_loop
 
 
+def all_pools() -> list[Pool]:
+    """Return the pools of every event loop of this process. From any thread; for their figures only."""
+    # Each list() is made without another thread between: loops and pools may come and go meanwhile.
+    return [pool for loop, of_loop in list(_pools.items()) if not loop.is_closed() for pool in list(of_loop.values())]
+
+
 def _sweep() -> None:
     # A loop that was closed without shutting down its async generators: its pools do not know yet.
     # Other threads may come and go with loops of their own meanwhile.

@@ -5,8 +5,8 @@ A scope holds the wrappers of a run, or of a block that spans several runs, and 
 Django made it.
 
 Contract with the backends above: a wrapper that can wait through the bridge says so (`can_await`) and knows whether
-it still needs its connection (`needs_connection`), how to let go of it (`give_back`), and how to serve a run although
-sync code has opened its transaction (`join_run`, `leave_run`).
+it still needs its connection (`needs_connection`), how to let go of it (`give_back`, or `lend` for a time), and how to
+serve a run although sync code has opened its transaction (`join_run`, `leave_run`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 # The scope that each task has open.
 open_scopes: dict[asyncio.Task[Any] | None, Scope] = {}
+# Told of each wrapper that a run makes. Django has a signal for connections only, and those outlive wrappers.
+on_new_wrapper: list[Callable[[Any], None]] = []
 
 
 class Scope:
@@ -63,7 +65,7 @@ class Scope:
             if alias in self.joined or not getattr(wrapper, "can_await", False):
                 continue
             if not self.pins[alias] and not wrapper.needs_connection():
-                wrapper.give_back()
+                wrapper.lend()
 
     def end(self) -> None:
         """Give back every connection, whatever its state. The scope is not used again."""
@@ -144,6 +146,8 @@ class Scope:
         if wrapper.connection is None:
             wrapper._made_in = self
         self.wrappers[alias] = wrapper
+        for tell in on_new_wrapper:
+            tell(wrapper)
 
     def will_connect(self, wrapper: Any) -> None:
         """Hear of a wrapper that is about to borrow a connection. Raises SharedScope where it may not."""

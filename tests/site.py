@@ -63,9 +63,18 @@ class Answer:
     body: str = ""
 
 
-async def get(handler: ASGIHandler, cookie: str = "", gone: asyncio.Event | None = None) -> Answer:
+async def get(
+    handler: Callable[..., Any],
+    cookie: str = "",
+    gone: asyncio.Event | None = None,
+    *,
+    method: str = "GET",
+    path: str = "/",
+    query: str = "",
+    body: bytes = b"",
+) -> Answer:
     """Call the handler as an ASGI server does; the client disconnects when `gone` is set."""
-    messages = [{"type": "http.request", "body": b"", "more_body": False}]
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
     answer = Answer(cookie)
 
     async def receive() -> dict[str, Any]:
@@ -82,7 +91,9 @@ async def get(handler: ASGIHandler, cookie: str = "", gone: asyncio.Event | None
                 answer.cookie += value.decode().partition(";")[0] + "; "
 
     headers = [(b"host", b"testserver"), (b"cookie", cookie.encode())]
-    scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": "/", "query_string": b""}
+    if body:
+        headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    scope = {"type": "http", "http_version": "1.1", "method": method, "path": path, "query_string": query.encode()}
     await handler({**scope, "headers": headers}, receive, send)
     return answer
 

@@ -29,7 +29,8 @@ LAYERS = [
     ["api", "blocks", "iteration"],
     ["adapters", "decorator"],
     ["integrations.routing", "integrations.transaction_atomic", "integrations.awaitable_querysets"],
-    ["integrations.async_methods"],
+    ["integrations.async_methods", "integrations.metrics"],
+    ["integrations.prometheus", "integrations.opentelemetry", "integrations.debug_toolbar"],
     ["apps"],
     ["__init__"],
 ]
