@@ -13,9 +13,11 @@ Switching up hands over one of: a future (or None for a bare yield), an `_Awaite
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import threading
 import types
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar, cast
 
@@ -69,6 +71,36 @@ class _Parked(threading.local):
 
 
 _parked = _Parked()
+
+
+# The thread in which the garbage collector runs, if it does. A callback in Python can be cut short by the handler of a
+# signal, and this be wrong from then on: `_phases` is kept by C code alone. The last of them is that of now.
+_collector: int | None = None
+_phases: OrderedDict[str, None] = OrderedDict(start=None, stop=None)
+
+
+def _note_collector(phase: str, info: object) -> None:
+    global _collector
+    _collector = threading.get_ident() if phase == "start" else None
+
+
+gc.callbacks += [cast("Callable[[str, Any], None]", _phases.move_to_end), _note_collector]
+
+
+def collecting() -> bool:
+    """Return whether this code is that of a finalizer that the garbage collector calls.
+
+    It keeps lists on the C stack, which a switch of greenlets would give to others: to wait is to corrupt memory.
+    """
+    return _collector is not None and _collector == threading.get_ident() and _phase() == "start"
+
+
+def _phase() -> str:
+    while True:
+        try:
+            return next(reversed(_phases))
+        except RuntimeError:  # a collection has come in between
+            pass
 
 
 def in_run() -> bool:
@@ -170,8 +202,12 @@ def drive(coro: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine of the driver to its end, from the ORM side, and return its value.
 
     It is stepped in place; a switch happens only where it really suspends. Other tasks run meanwhile.
-    For coroutines that hold no user code: user code belongs on the task side, see `await_`.
+    For coroutines that hold no user code: user code belongs on the task side, see `await_`. Raises NotInRun in a
+    finalizer that the garbage collector calls.
     """
+    if collecting():
+        coro.close()
+        raise _in_finalizer()
     error: BaseException | None
     try:
         request = coro.send(None)
@@ -206,11 +242,20 @@ def await_(awaitable: Awaitable[T]) -> T:
             "In async code write `await ...`; let sync code be called by `await greenorm.run(fn)`."
         )
     try:
+        if collecting():
+            raise _in_finalizer()
         return cast(T, _switch_up(_Awaited(awaitable)))
     except BaseException:
         if inspect.iscoroutine(awaitable):
             awaitable.close()  # never started, where the wait was refused; else it has ended
         raise
+
+
+def _in_finalizer() -> NotInRun:
+    return NotInRun(
+        "A finalizer (a __del__, or a generator that was left half-way) wanted to wait while the garbage collector ran "
+        "it, which is wherever that happens to run. Close what it finalizes where it is used: `with`, or `close()`."
+    )
 
 
 def hold(cancellation: asyncio.CancelledError | None) -> asyncio.CancelledError | None:
