@@ -59,15 +59,22 @@ class _OrmSide(greenlet):
     held: asyncio.CancelledError | None = None
     dying: bool = False
 
-    def run(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # reason: greenlet calls what it finds
-        # The result goes up without a local name: a parked side must keep nothing of its last job alive.
-        while True:
-            self.task_side.switch(_Done(self.job()))
+
+def _do_jobs() -> None:
+    # No local names, and no method: a parked side must keep nothing of its last job alive, and not itself either. Who
+    # is kept by his own stack is never freed, since the garbage collector does not look there.
+    while True:
+        _this_side().task_side.switch(_Done(_this_side().job()))
+
+
+def _this_side() -> _OrmSide:
+    return cast("_OrmSide", getcurrent())
 
 
 class _Parked(threading.local):
     def __init__(self) -> None:
         self.sides: list[_OrmSide] = []
+        self.to_unwind: list[Callable[[], None]] = []
 
 
 _parked = _Parked()
@@ -131,8 +138,10 @@ def spawn(job: Callable[[], T], carrying: object = None) -> Generator[Any, Any, 
     waits. Mirrors `sqlalchemy.util.concurrency.greenlet_spawn`, SQLAlchemy 2.1.
     """
     here = getcurrent()
+    if _parked.to_unwind:
+        _unwind()
     sides = _parked.sides
-    side = sides.pop() if sides else _OrmSide()
+    side = sides.pop() if sides else _OrmSide(_do_jobs)
     side.parent = side.task_side = here
     # The same Context object, not a copy: context variables are visible both ways.
     side.gr_context = here.gr_context
@@ -149,7 +158,10 @@ def spawn(job: Callable[[], T], carrying: object = None) -> Generator[Any, Any, 
             except GeneratorExit:
                 # Nobody will resume this task. Let the job unwind; `_switch_up` refuses every further wait.
                 side.dying = True
-                side.throw(GreenletExit)
+                if collecting():
+                    _unwind_later(side)
+                else:
+                    side.throw(GreenletExit)
                 raise
             except BaseException as exc:
                 request = side.throw(type(exc), exc, exc.__traceback__)  # of one argument it would forget the traceback
@@ -171,6 +183,28 @@ def spawn(job: Callable[[], T], carrying: object = None) -> Generator[Any, Any, 
             side.gr_context = None
             if len(sides) < _KEEP_PARKED:
                 sides.append(side)
+
+
+def _unwind_later(side: _OrmSide) -> None:
+    job, carried = side.job, side.carried
+
+    def unwind() -> None:
+        side.job, side.carried = job, carried
+        side.parent = side.task_side = getcurrent()
+        try:
+            side.throw(GreenletExit)
+        finally:
+            side.carried = None
+            del side.job
+
+    _parked.to_unwind.append(unwind)
+    if loop_is_running():
+        asyncio.get_running_loop().call_soon(_unwind)
+
+
+def _unwind() -> None:
+    while _parked.to_unwind:
+        _parked.to_unwind.pop()()
 
 
 @types.coroutine

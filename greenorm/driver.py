@@ -140,6 +140,8 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         except TimeoutError as exc:
             self.abandon()
             raise e.OperationalError(f"the server did not answer, the connection was closed: {exc}") from exc
+        finally:
+            coro.close()  # where it was not begun
 
     def _call_blocking(self, coro: Coroutine[Any, Any, T]) -> T:
         blocking, self._blocking = self._blocking, True
