@@ -357,11 +357,14 @@ async def test_a_statement_that_fails_while_it_is_cancelled_leaves_its_connectio
     task = asyncio.create_task(greenorm.run(fails))
     while not busy(admin):
         await asyncio.sleep(0.001)
-    # The loop is blocked: the statement fails on the server before it hears of the cancellation.
-    task.cancel()
-    admin.execute("SELECT pg_advisory_unlock(20)")
-    while busy(admin):
-        time.sleep(0.001)
+
+    def unblocked() -> None:
+        task.cancel()
+        admin.execute("SELECT pg_advisory_unlock(20)")
+        while busy(admin):  # the statement fails on the server before the loop hears of the cancellation
+            time.sleep(0.001)
+
+    unblocked()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert greenorm.pool_stats().closed == 0
