@@ -13,9 +13,11 @@ Switching up hands over one of: a future (or None for a bare yield), an `_Awaite
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import threading
 import types
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar, cast
 
@@ -57,18 +59,55 @@ class _OrmSide(greenlet):
     held: asyncio.CancelledError | None = None
     dying: bool = False
 
-    def run(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # reason: greenlet calls what it finds
-        # The result goes up without a local name: a parked side must keep nothing of its last job alive.
-        while True:
-            self.task_side.switch(_Done(self.job()))
+
+def _do_jobs() -> None:
+    # No local names, and no method: a parked side must keep nothing of its last job alive, and not itself either. Who
+    # is kept by his own stack is never freed, since the garbage collector does not look there.
+    while True:
+        _this_side().task_side.switch(_Done(_this_side().job()))
+
+
+def _this_side() -> _OrmSide:
+    return cast("_OrmSide", getcurrent())
 
 
 class _Parked(threading.local):
     def __init__(self) -> None:
         self.sides: list[_OrmSide] = []
+        self.to_unwind: list[Callable[[], None]] = []
 
 
 _parked = _Parked()
+
+
+# The thread in which the garbage collector runs, if it does. A callback in Python can be cut short by the handler of a
+# signal, and this be wrong from then on: `_phases` is kept by C code alone. The last of them is that of now.
+_collector: int | None = None
+_phases: OrderedDict[str, None] = OrderedDict(start=None, stop=None)
+
+
+def _note_collector(phase: str, info: object) -> None:
+    global _collector
+    _collector = threading.get_ident() if phase == "start" else None
+
+
+gc.callbacks += [cast("Callable[[str, Any], None]", _phases.move_to_end), _note_collector]
+
+
+def collecting() -> bool:
+    """Return whether this code is that of a finalizer that the garbage collector calls.
+
+    It keeps lists on the C stack, which a switch of greenlets would give to others: to wait is to corrupt memory.
+    """
+    return _collector is not None and _collector == threading.get_ident() and _phase() == "start"
+
+
+def _phase() -> str:
+    while True:
+        try:
+            return next(reversed(_phases))
+        except RuntimeError:  # a collection has come in between
+            pass
 
 
 def in_run() -> bool:
@@ -99,8 +138,10 @@ def spawn(job: Callable[[], T], carrying: object = None) -> Generator[Any, Any, 
     waits. Mirrors `sqlalchemy.util.concurrency.greenlet_spawn`, SQLAlchemy 2.1.
     """
     here = getcurrent()
+    if _parked.to_unwind:
+        _unwind()
     sides = _parked.sides
-    side = sides.pop() if sides else _OrmSide()
+    side = sides.pop() if sides else _OrmSide(_do_jobs)
     side.parent = side.task_side = here
     # The same Context object, not a copy: context variables are visible both ways.
     side.gr_context = here.gr_context
@@ -117,7 +158,10 @@ def spawn(job: Callable[[], T], carrying: object = None) -> Generator[Any, Any, 
             except GeneratorExit:
                 # Nobody will resume this task. Let the job unwind; `_switch_up` refuses every further wait.
                 side.dying = True
-                side.throw(GreenletExit)
+                if collecting():
+                    _unwind_later(side)
+                else:
+                    side.throw(GreenletExit)
                 raise
             except BaseException as exc:
                 request = side.throw(type(exc), exc, exc.__traceback__)  # of one argument it would forget the traceback
@@ -139,6 +183,28 @@ def spawn(job: Callable[[], T], carrying: object = None) -> Generator[Any, Any, 
             side.gr_context = None
             if len(sides) < _KEEP_PARKED:
                 sides.append(side)
+
+
+def _unwind_later(side: _OrmSide) -> None:
+    job, carried = side.job, side.carried
+
+    def unwind() -> None:
+        side.job, side.carried = job, carried
+        side.parent = side.task_side = getcurrent()
+        try:
+            side.throw(GreenletExit)
+        finally:
+            side.carried = None
+            del side.job
+
+    _parked.to_unwind.append(unwind)
+    if loop_is_running():
+        asyncio.get_running_loop().call_soon(_unwind)
+
+
+def _unwind() -> None:
+    while _parked.to_unwind:
+        _parked.to_unwind.pop()()
 
 
 @types.coroutine
@@ -170,8 +236,12 @@ def drive(coro: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine of the driver to its end, from the ORM side, and return its value.
 
     It is stepped in place; a switch happens only where it really suspends. Other tasks run meanwhile.
-    For coroutines that hold no user code: user code belongs on the task side, see `await_`.
+    For coroutines that hold no user code: user code belongs on the task side, see `await_`. Raises NotInRun in a
+    finalizer that the garbage collector calls.
     """
+    if collecting():
+        coro.close()
+        raise _in_finalizer()
     error: BaseException | None
     try:
         request = coro.send(None)
@@ -206,11 +276,20 @@ def await_(awaitable: Awaitable[T]) -> T:
             "In async code write `await ...`; let sync code be called by `await greenorm.run(fn)`."
         )
     try:
+        if collecting():
+            raise _in_finalizer()
         return cast(T, _switch_up(_Awaited(awaitable)))
     except BaseException:
         if inspect.iscoroutine(awaitable):
             awaitable.close()  # never started, where the wait was refused; else it has ended
         raise
+
+
+def _in_finalizer() -> NotInRun:
+    return NotInRun(
+        "A finalizer (a __del__, or a generator that was left half-way) wanted to wait while the garbage collector ran "
+        "it, which is wherever that happens to run. Close what it finalizes where it is used: `with`, or `close()`."
+    )
 
 
 def hold(cancellation: asyncio.CancelledError | None) -> asyncio.CancelledError | None:

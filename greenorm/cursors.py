@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
 
-from .bridge import dying
+from .bridge import collecting, dying, in_run, loop_is_running
 from .errors import StaleCursor
 
 if TYPE_CHECKING:
@@ -145,12 +145,17 @@ class _SyncLookingPortal(_SyncLooking):
 
     def close(self) -> None:
         session = self._conn
-        if self._declared and not self._closed and self._borrow == session.borrow and not dying():
-            session.call(super(_SyncLooking, self).close())
+        if self._declared and not self._closed and self._borrow == session.borrow and _may_wait():
+            # A cancellation waits: most are closed by the finalizer of a half-read generator, which would swallow it.
+            session.call_to_completion(super(_SyncLooking, self).close())
             session.open_cursors -= 1
             session.open_portals -= 1
         else:
-            super().close()
+            super().close()  # the portal stays counted, and is closed when the session is given back
+
+
+def _may_wait() -> bool:
+    return not (dying() or collecting()) and (in_run() or not loop_is_running())
 
 
 class Cursor(_SyncLooking, psycopg.AsyncCursor[Any]):  # type: ignore[misc]  # reason: sync-looking by design

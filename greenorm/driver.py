@@ -28,9 +28,9 @@ from psycopg.abc import PQGen
 from psycopg.rows import tuple_row
 from psycopg.waiting import Wait
 
-from .bridge import DYING, INTERRUPTS, drive, in_run, to_completion
+from .bridge import DYING, INTERRUPTS, drive, in_run, loop_is_running, to_completion
 from .cursors import bridged, with_additions
-from .errors import ConnectionInUse
+from .errors import ConnectionInUse, NotInRun
 from .readiness import readiness, ready_now
 
 if TYPE_CHECKING:
@@ -152,6 +152,8 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         except TimeoutError as exc:
             self.abandon()
             raise e.OperationalError(f"the server did not answer, the connection was closed: {exc}") from exc
+        finally:
+            coro.close()  # where it was not begun
 
     def _call_blocking(self, coro: Coroutine[Any, Any, T]) -> T:
         blocking, self._blocking = self._blocking, True
@@ -170,6 +172,11 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     async def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Consume a generator that operates on the connection. Mirrors AsyncConnection.wait, psycopg 3.3."""
         if self._blocking:
+            if loop_is_running():
+                raise NotInRun(
+                    f"The connection {self!r} was used outside of the run that borrowed it, where it would block the "
+                    "event loop. Use it in sync code that is called by `await greenorm.run(fn)`."
+                )
             return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=timeout)
         try:
             return await self._wait(gen, timeout)

@@ -24,7 +24,7 @@ from weakref import ReferenceType, ref
 from psycopg.waiting import Wait
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from .bridge import drive, dying, in_run
+from .bridge import collecting, drive, dying, in_run
 from .driver import IDLE, AsyncConnection, Connection
 from .pool_options import Callback, PoolOptions, PoolStats
 from .readiness import ready_now
@@ -216,7 +216,7 @@ class Pool:
         the end, whatever cancellations arrive. Never raises for the connection's sake.
         """
         session = conn.session
-        if not in_run():
+        if not in_run() or collecting():
             # A finalizer, or a thread that was handed a wrapper: neither may wait or touch the pool's lists.
             session.abandon()
             if (loop := self._loop()) is not None and not loop.is_closed():

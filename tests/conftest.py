@@ -37,7 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     _stack.enter_context(Databases(dsn, names))
     default, other = (make_conninfo(dsn, dbname=name) for name in names)
     aliases = {}
-    apps = ["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.sessions", "tests.shop"]
+    apps = ["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.sessions"]
+    apps += ["tests.shop", "tests.stress"]
     if (programs := with_postgis()) is not None:
         dsn = _stack.enter_context(system_server(programs))
         with psycopg.connect(dsn, autocommit=True) as conn:

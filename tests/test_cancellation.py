@@ -346,18 +346,24 @@ async def test_inside_an_execute_wrapper() -> None:
 
 
 async def test_a_statement_that_fails_while_it_is_cancelled_leaves_its_connection_usable(
-    caplog: pytest.LogCaptureFixture,
+    admin: psycopg.Connection[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails() -> None:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_sleep(0.05), 1 / (random() < -1)::int")
+            cursor.execute("SELECT 1 / (pg_advisory_lock(20) IS NULL)::int")
+
+    admin.execute("SELECT pg_advisory_lock(20)")
+    await greenorm.run(names)
+    task = asyncio.create_task(greenorm.run(fails))
+    while not busy(admin):
+        await asyncio.sleep(0.001)
 
     def unblocked() -> None:
         task.cancel()
-        time.sleep(0.1)  # the statement fails on the server before the loop hears of the cancellation
+        admin.execute("SELECT pg_advisory_unlock(20)")
+        while busy(admin):  # the statement fails on the server before the loop hears of the cancellation
+            time.sleep(0.001)
 
-    task = asyncio.create_task(greenorm.run(fails))
-    await asyncio.sleep(0.02)
     unblocked()
     with pytest.raises(asyncio.CancelledError):
         await task
