@@ -29,7 +29,9 @@ LAYERS = [
     ["api", "blocks", "iteration"],
     ["adapters", "decorator"],
     ["integrations.routing", "integrations.transaction_atomic", "integrations.awaitable_querysets"],
-    ["integrations.async_methods"],
+    ["integrations.async_methods", "integrations.lifespan", "integrations.bodies", "integrations.blocking"],
+    ["integrations.departure", "integrations.stalls"],
+    ["integrations.asgi"],
     ["apps"],
     ["__init__"],
 ]
