@@ -50,7 +50,7 @@ async def open_pools() -> None:
     """
     said = [part for part in await asyncio.gather(*map(_open_pool, _aliases())) if part]
     if said:
-        logger.info("pools of this process are open: %s", ", ".join(said))
+        logger.info("pools of this process are open: %s connections", ", ".join(said))
 
 
 async def _open_pool(alias: str) -> str:
@@ -67,7 +67,7 @@ async def _open_pool(alias: str) -> str:
             raise error from None
         logger.error("the pool of database alias %r is not open yet, and will be when it is used: %s", alias, error)
         return ""
-    return f"{alias!r} {pool.stats().size} of at most {pool.options.limit} connections"
+    return f"{alias!r} {pool.stats().size} of at most {pool.options.limit}"
 
 
 async def _hold(alias: str, all_open: asyncio.Barrier) -> None:
@@ -84,10 +84,10 @@ async def close_pools() -> None:
     said = []
     for alias, pool in pools.items():
         stats = pool.stats()
-        said.append(f"{alias!r} {stats.idle} connections" + (f" and {stats.in_use} in use" if stats.in_use else ""))
+        said.append(f"{alias!r} {stats.idle} idle" + (f" and {stats.in_use} in use" if stats.in_use else ""))
         await tasks.work(partial(_close_pool, alias))
     if said:
-        logger.info("pools of this process are closed: %s", ", ".join(said))
+        logger.info("pools of this process are closed: %s connections", ", ".join(said))
 
 
 def _aliases() -> list[str]:

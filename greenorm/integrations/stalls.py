@@ -43,14 +43,15 @@ class Watch:
     @types.coroutine
     def timed(self, coro: Coroutine[Any, Any, None], scope: Any) -> Generator[Any, Any, None]:
         """Await `coro`, and log each of its steps that blocks the event loop for too long."""
+        global _current
         if self._alarm is None:
-            self._alarm = _set_handler(self)
+            self._alarm = _set_handler()
         send, throw = coro.send, coro.throw
         answer: Any = None
         error: BaseException | None = None
         try:
             while True:
-                self.since = since = monotonic()
+                _current, self.since = self, (since := monotonic())
                 if self._alarm:
                     signal.setitimer(signal.ITIMER_REAL, self.threshold)
                 elif self._thread is None and settings.DEBUG:
@@ -112,14 +113,12 @@ def watch() -> Watch | None:
 _current: Watch | None = None
 
 
-def _set_handler(watch: Watch) -> bool:
-    """Let SIGALRM look for `watch`. Returns False where that cannot be: another thread, or another handler's signal."""
-    global _current
+def _set_handler() -> bool:
+    """Let SIGALRM look for the watch that is timing. Returns False where that cannot be: another thread, or another handler's signal."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         return False
     if signal.getsignal(signal.SIGALRM) not in (signal.SIG_DFL, signal.SIG_IGN, _on_alarm):
         return False
-    _current = watch
     signal.signal(signal.SIGALRM, _on_alarm)
     signal.siginterrupt(signal.SIGALRM, False)  # what blocks in C is not broken off
     return True
