@@ -114,7 +114,7 @@ _current: Watch | None = None
 
 
 def _set_handler() -> bool:
-    """Let SIGALRM look for the watch that is timing. Returns False where that cannot be: another thread, or another handler's signal."""
+    """Let SIGALRM look for the watch that is timing. Returns False in another thread, or where the signal is taken."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         return False
     if signal.getsignal(signal.SIGALRM) not in (signal.SIG_DFL, signal.SIG_IGN, _on_alarm):
