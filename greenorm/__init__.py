@@ -11,7 +11,7 @@ if _sysconfig.get_config_var("Py_GIL_DISABLED"):
     )
 
 from .adapters import sync_to_async
-from .api import await_, gather, pool_stats, run
+from .api import await_, gather, in_thread, pool_stats, run
 from .blocks import atomic, connection
 from .bridge import in_run
 from .decorator import awaitable
@@ -47,6 +47,7 @@ __all__ = [
     "connection",
     "gather",
     "in_run",
+    "in_thread",
     "iterate",
     "pool_stats",
     "run",

@@ -1,4 +1,4 @@
-"""The calls: `run`, `await_`, `gather` and `pool_stats`, written with the bridge, the scopes and Django's public names.
+"""The calls: `run`, `await_`, `in_thread`, `gather` and `pool_stats`, over the bridge, the scopes and Django's names.
 
 The blocks that span several awaits are in `blocks`, what decorates a helper in `decorator`.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS, close_old_connections, connections
 from django.utils.connection import ConnectionDoesNotExist
 
 from . import bridge, hooks, sharing, tasks
@@ -71,6 +71,31 @@ def await_(awaitable: Awaitable[T]) -> T:
     run (the coroutine is closed) and TypeError for what cannot be awaited.
     """
     return tasks.wait_for(awaitable) if in_run() else bridge.await_(awaitable)
+
+
+def in_thread(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call what blocks (requests, smtplib, files, time.sleep) from sync code inside a run, in a thread of the loop.
+
+    Awaited: the call, as by `await_`; other tasks run meanwhile. Context variables are seen in the thread, and what it
+    sets there is not seen here. A cancellation does not stop the thread. Queries of `fn` are on connections of the
+    thread, outside of any transaction that is open here. From plain sync code it is a plain call. Raises NotInRun in
+    async code, which has asyncio.to_thread.
+    """
+    if in_run():
+        return await_(asyncio.to_thread(_call_and_close, fn, *args, **kwargs))
+    if bridge.loop_is_running():
+        raise NotInRun(
+            "greenorm.in_thread() was called in async code, where it is `await asyncio.to_thread(fn, ...)`; "
+            "sync code inside of a run calls it."
+        )
+    return fn(*args, **kwargs)
+
+
+def _call_and_close(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+        return fn(*args, **kwargs)
+    finally:
+        close_old_connections()  # threads are kept, and what they have connected would be
 
 
 def gather(*fns: Callable[[], T]) -> list[T]:

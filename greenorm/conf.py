@@ -16,6 +16,14 @@ DEFAULTS: dict[str, Any] = {
     "KEEP_IN_THREADS": (),
     "ASYNC_TRANSACTION_ATOMIC": False,
     "AWAITABLE_QUERYSETS": False,
+    "LOG_STALLS_MS": None,
+}
+
+# By the type of a default: what a value must be, and how that is said.
+_KINDS: dict[type, tuple[Any, str]] = {
+    bool: (bool, "True or False"),
+    tuple: ((list, tuple, set, frozenset), "a list of strings"),
+    type(None): ((int, float, type(None)), "a number, or None"),
 }
 
 
@@ -49,7 +57,6 @@ def check() -> None:
             raise ImproperlyConfigured(
                 f"GREENORM has no setting {name!r}. Its settings are {', '.join(sorted(DEFAULTS))}."
             )
-        wanted = bool if DEFAULTS[name] is False else (list, tuple, set, frozenset)
+        wanted, what = _KINDS[type(DEFAULTS[name])]
         if not isinstance(value, wanted):
-            what = "True or False" if wanted is bool else "a list of strings"
             raise ImproperlyConfigured(f"GREENORM[{name!r}] must be {what}, not {value!r}.")

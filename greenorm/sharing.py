@@ -133,11 +133,21 @@ def turn_in(scope: Scope) -> Wait | None:
     return wait if wait is not None and wait.turn is not None else None
 
 
+def sync_code_waits() -> bool:
+    """Return whether sync code of a run waits in async_to_sync for who calls this."""
+    return _wait_of_sync_code() is not None
+
+
 def sync_code_waits_in_transaction() -> bool:
     """Return whether sync code of a run that has a transaction open waits in async_to_sync for who calls this."""
+    wait = _wait_of_sync_code()
+    return wait is not None and any(map(in_transaction, wait.scope.connected()))
+
+
+def _wait_of_sync_code() -> Wait | None:
     wait = _waits.get()
     while wait is not None:
         if not wait.over and wait.by_sync_code and wait.turn is not None:
-            return any(map(in_transaction, wait.scope.connected()))
+            return wait
         wait = wait.outer
-    return False
+    return None

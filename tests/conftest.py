@@ -26,6 +26,7 @@ from psycopg.conninfo import make_conninfo
 
 from greenorm.demo.server import database_settings, embedded_server
 from greenorm.integrations import async_methods as hook
+from greenorm.integrations import blocking
 from tests.servers import system_server, with_postgis
 
 _stack = ExitStack()
@@ -130,6 +131,14 @@ def async_methods() -> Iterator[None]:
     hook.install()
     yield
     hook.uninstall()
+
+
+@pytest.fixture
+def blocking_hooks() -> Iterator[None]:
+    """What blocks in Django itself goes to a thread in runs, as with greenorm's ASGI handler."""
+    blocking.install()
+    yield
+    blocking.uninstall()
 
 
 @pytest.fixture

@@ -29,16 +29,8 @@ from django.urls import path
 
 import greenorm
 from tests.shop.models import Owner
+from tests.startproject import STARTPROJECT as STARTPROJECT
 
-STARTPROJECT = [
-    "django.middleware.security.SecurityMiddleware",
-    "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.middleware.common.CommonMiddleware",
-    "django.middleware.csrf.CsrfViewMiddleware",
-    "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "django.contrib.messages.middleware.MessageMiddleware",
-    "django.middleware.clickjacking.XFrameOptionsMiddleware",
-]
 View = Callable[..., Any]
 Admin = psycopg.Connection[Any]
 

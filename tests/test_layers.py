@@ -29,8 +29,9 @@ LAYERS = [
     ["api", "blocks", "iteration"],
     ["adapters", "decorator"],
     ["integrations.routing", "integrations.transaction_atomic", "integrations.awaitable_querysets"],
-    ["integrations.async_methods", "integrations.metrics"],
-    ["integrations.prometheus", "integrations.opentelemetry", "integrations.debug_toolbar"],
+    ["integrations.async_methods", "integrations.lifespan", "integrations.bodies", "integrations.blocking"],
+    ["integrations.departure", "integrations.stalls", "integrations.metrics"],
+    ["integrations.asgi", "integrations.prometheus", "integrations.opentelemetry", "integrations.debug_toolbar"],
     ["apps"],
     ["__init__"],
 ]

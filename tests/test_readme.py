@@ -26,7 +26,7 @@ def fill() -> None:
     models.Account.objects.bulk_create(models.Account(owner=owner, balance=100) for _ in range(3))
 
 
-@pytest.mark.usefixtures("async_methods")
+@pytest.mark.usefixtures("async_methods", "blocking_hooks")
 async def test_every_python_sample_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     await greenorm.run(fill)
     monkeypatch.setitem(sys.modules, "bank.models", models)

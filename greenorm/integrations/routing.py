@@ -90,7 +90,8 @@ def _is_djangos_own(fn: Callable[..., Any], site: str) -> bool:
     if site.startswith(CACHES):
         return not _may_block(getattr(fn, "__self__", None))
     if site.startswith(HANDLERS):
-        return _is_of_django(fn) and not _uses_a_thread()
+        # Sync middleware around what is async only, in a chain that is a run: asgiref hands it to who waits for it.
+        return sharing.sync_code_waits() or (_is_of_django(fn) and not _uses_a_thread())
     return site.startswith((*ORM, SIGNALS)) or site == CHANNELS
 
 
