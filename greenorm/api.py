@@ -16,7 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, close_old_connections, connections
 from django.utils.connection import ConnectionDoesNotExist
 
-from . import bridge, hooks, sharing, tasks
+from . import bridge, hooks, tasks
 from .bridge import in_run
 from .errors import NotInRun, OpenTransaction
 
@@ -114,7 +114,7 @@ def gather(*fns: Callable[[], T]) -> list[T]:
         _refuse_what_is_not_sync(fn)
     mine: Scope = bridge.carried()
     for wrapper in mine.connected():
-        if sharing.in_transaction(wrapper):
+        if mine.is_in_transaction(wrapper):
             raise OpenTransaction(
                 f"greenorm.gather() was called inside a transaction on {wrapper.alias!r}, which its functions could "
                 "neither see nor take part in. Call it before or after the atomic block, or the functions one by one."

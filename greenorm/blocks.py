@@ -155,7 +155,11 @@ class Connection(_Block):
 
     def _scope(self) -> Scope:
         # Asked for by name, a connection of one's own is no accident: whatever was inherited is left behind.
-        return tasks.own() or Scope(parent=None)
+        mine = tasks.own()
+        if mine is None:
+            mine = Scope(parent=None)
+            mine.left_behind = tasks.current()
+        return mine
 
     def _enter(self, mine: Scope | None) -> None:
         connections[self._alias].ensure_connection()

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -51,6 +52,12 @@ _CLIENT_STATE = (
     "_autocommit", "_isolation_level", "_read_only", "_deferrable", "_begin_statement", "row_factory",
     "face_cursor_factory",
 )  # fmt: skip
+
+# What a session has of its own, when it shares the rest with a sync connection.
+_OWN_STATE = {
+    "lock", "cursor_factory", "server_cursor_factory", "face_cursor_factory", "_face", "_blocking", "borrow",
+    "open_cursors", "open_portals", "on_interrupt", "take_up", "call",
+}  # fmt: skip
 
 ACTIVE = pq.TransactionStatus.ACTIVE
 IDLE = pq.TransactionStatus.IDLE
@@ -169,6 +176,15 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             "Use a connection in one place at a time."
         )
 
+    @contextmanager
+    def uninterrupted(self) -> Iterator[None]:
+        """Let each `call` in here run to its end: cancellations wait, and it is bounded in time."""
+        self.__dict__["call"] = self.call_to_completion
+        try:
+            yield
+        finally:
+            self.__dict__.pop("call", None)
+
     async def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Consume a generator that operates on the connection. Mirrors AsyncConnection.wait, psycopg 3.3."""
         if self._blocking:
@@ -259,23 +275,39 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         self._notice_handlers[:], self._notify_handlers[:], self.prepare_threshold = self._remembered_handlers
 
 
-def adopt(conn: psycopg.Connection[Any]) -> Connection:
+class _Adopted(AsyncConnection):
+    """A session over the libpq connection of a sync one, used in turns: each wait for the server takes up the turn."""
+
+    take_up: Callable[[], Awaitable[object]]
+
+    async def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        if not self._blocking:
+            await self.take_up()
+        return await super().wait(gen, interval, timeout)
+
+
+def adopt(conn: psycopg.Connection[Any], take_up: Callable[[], Awaitable[object]], again: Any = None) -> Connection:
     """Return a face over a session that shares the libpq connection and the state of a sync connection.
 
-    For as long as it is used, `conn` must not be; `release` ends that.
+    For as long as it is used, `conn` must not be; `release` ends that. A later use awaits `take_up`, and that adopts
+    `again`, the same face, so that its cursors stay good.
     """
-    session = AsyncConnection.__new__(AsyncConnection)
-    session.__dict__.update(conn.__dict__)
-    session.__dict__.update(_async_parts(session), face_cursor_factory=conn.cursor_factory)
+    if again is not None and again.session.pgconn is conn.pgconn:
+        again.session.__dict__.update(_state(conn))
+        return cast("Connection", again)
+    session = _Adopted.__new__(_Adopted)
+    session.__dict__.update(_state(conn), **_async_parts(session), face_cursor_factory=conn.cursor_factory)
+    session.take_up = take_up
     return session.face
 
 
 def release(face: Connection, conn: psycopg.Connection[Any]) -> None:
     """Give an adopted connection back to its sync owner, with the state that it has now."""
-    session = face.session
-    session.borrow += 1
-    own = _async_parts(session)
-    conn.__dict__.update({k: v for k, v in session.__dict__.items() if k in conn.__dict__ and k not in own})
+    conn.__dict__.update({name: value for name, value in _state(face).items() if name in conn.__dict__})
+
+
+def _state(conn: psycopg.Connection[Any]) -> dict[str, Any]:
+    return {name: value for name, value in conn.__dict__.items() if name not in _OWN_STATE}
 
 
 def _async_parts(session: AsyncConnection) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import django.utils.asyncio
 from django.db import connections
 
-from . import bridge
+from . import bridge, testing
 
 if TYPE_CHECKING:
     from .scope import Scope
@@ -29,7 +30,8 @@ class _ScopedStorage:
     def __getattr__(self, alias: str) -> Any:
         scope: Scope | None = bridge.carried()
         if scope is None:
-            return getattr(self._outside, alias)
+            wrapper = testing.of_the_test(alias) if testing.seen else None
+            return wrapper if wrapper is not None else getattr(self._outside, alias)
         wrapper = scope.find(alias)
         if wrapper is None:
             raise AttributeError(alias)
@@ -68,6 +70,18 @@ def install() -> None:
     if not isinstance(_handler._connections, _ScopedStorage):
         _handler._connections = _ScopedStorage(_handler._connections)
         _guard.get_running_loop = _running_loop_of_async_code
+
+
+def install_for_tests() -> None:
+    """Let all async code below a test that is rolled back join its transaction, Django's async methods included.
+
+    Called by the first connection that sync code makes in Django's test environment; idempotent.
+    """
+    if not testing.seen:
+        install()
+        # By its name: an integration is imported by nothing below it.
+        import_module("greenorm.integrations.async_methods").install(for_tests=True)
+        testing.seen = True
 
 
 def uninstall() -> None:

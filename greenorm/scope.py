@@ -6,7 +6,7 @@ Django made it.
 
 Contract with the backends above: a wrapper that can wait through the bridge says so (`can_await`) and knows whether
 it still needs its connection (`needs_connection`), how to let go of it (`give_back`, or `lend` for a time), and how to
-serve a run although sync code has opened its transaction (`join_run`, `leave_run`).
+serve a run although sync code has opened its transaction (`join_run`, `leave_run`, `roll_back_to`, `turn_seconds`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeVar
 
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from . import bridge, conf, sharing
-from .errors import BlockingBackend, SharedScope
+from . import bridge, conf, sharing, testing, turns
+from .errors import BlockingBackend, OpenTransaction, SharedScope
+from .shares import LentByScope, Share, SharedWithSyncCode
 from .sharing import in_transaction
 
 T = TypeVar("T")
@@ -40,11 +42,12 @@ class Scope:
         self.task = asyncio.current_task()
         self.parent = parent  # the scope of another task, that this one inherited; or an outer one that has ended
         self.wrappers: dict[str, Any] = {}
-        self.joined: dict[str, Callable[[], None]] = {}  # wrappers of others, used in turns, and how to leave them
+        self.joined: dict[str, Share] = {}  # what is another's, and used in turns
         self.strays: list[Any] = []  # wrappers that were not looked up in this scope, and were connected in it
         self.pins: Counter[str] = Counter()
         self.users = 0
         self.ended = False
+        self.left_behind: Scope | None = None  # what the task inherited, where it asked for a connection of its own
 
     def work(self, job: Callable[[], T]) -> T:
         """Run `job` on the ORM side, and afterwards give back the connections that nobody needs any more."""
@@ -59,7 +62,13 @@ class Scope:
                 self.end()
 
     def settle(self) -> None:
-        """Give back each connection that holds no transaction and no open cursor, and is not pinned."""
+        """Give back each connection that holds no transaction and no open cursor, and is not pinned.
+
+        Of what is another's, give up the turn where no block of this scope is open. Cursors there may stay open.
+        """
+        for alias, share in self.joined.items():
+            if not self.pins[alias] and not share.in_block():
+                share.put_down()
         for wrapper in self.connected():
             alias = wrapper.alias
             if alias in self.joined or not getattr(wrapper, "can_await", False):
@@ -86,8 +95,8 @@ class Scope:
             del open_scopes[self.task]
 
     def _let_go(self, alias: str, wrapper: Any) -> None:
-        if (leave := self.joined.pop(alias, None)) is not None:
-            leave()
+        if (share := self.joined.pop(alias, None)) is not None:
+            share.end()
         elif getattr(wrapper, "can_await", False):
             wrapper.give_back()
         else:
@@ -97,47 +106,64 @@ class Scope:
     def mark_for_rollback(self) -> None:
         """Let no open transaction of this scope commit: an interrupt passed through code that relied on it."""
         for wrapper in self.connected():
-            if wrapper.in_atomic_block:
+            if wrapper.in_atomic_block and self.is_in_transaction(wrapper):
                 wrapper.needs_rollback = True
+
+    def is_in_transaction(self, wrapper: Any) -> bool:
+        """Return whether this scope has a transaction open on `wrapper`, or a block in one that it shares."""
+        share = self.joined.get(wrapper.alias)
+        return in_transaction(wrapper) if share is None or share.wrapper is not wrapper else share.in_block()
 
     def connected(self) -> list[Any]:
         """Return the wrappers that have a connection now."""
         return [wrapper for wrapper in [*self.wrappers.values(), *self.strays] if wrapper.connection is not None]
 
     def find(self, alias: str) -> Any:
-        """Return the wrapper of `alias`, or None where it is still to be made."""
-        if alias in self.wrappers:
-            return self.wrappers[alias]
-        wrapper = self._lent(alias)
-        if wrapper is not None:
+        """Return the wrapper of `alias`, or None where it is still to be made. May wait for a turn to use it."""
+        wrapper, share = self.wrappers.get(alias), self.joined.get(alias)
+        if share is not None and wrapper in (None, share.wrapper):
+            if self.take_up(share.wrapper):
+                self.wrappers[alias] = share.wrapper
+                return share.wrapper
+        elif wrapper is not None:
             return wrapper
-        wrapper = sharing.opened_by_sync_code(alias)
-        if wrapper is not None:
-            self.refuse_inherited(alias, wrapper)
-            turn = sharing.turn_of(wrapper)
-            bridge.drive(sharing.take(turn))
-            wrapper.join_run()
-            self._join(alias, wrapper, partial(_leave_sync_code, wrapper, turn))
-        return wrapper
-
-    def _lent(self, alias: str) -> Any:
-        """Join the transaction of a scope that waits for this task in async_to_sync, when it is this one's turn."""
-        while (holder := self._holder(alias)) is not None and (wait := sharing.turn_in(holder)) is not None:
-            turn = wait.turn
-            assert turn is not None
-            bridge.drive(sharing.take(turn))
-            wrapper = holder.wrappers.get(alias)
-            if wait.over or wrapper is None:
-                turn.release()
-                continue
-            self._join(alias, wrapper, partial(_leave_lender, wrapper, turn, holder, len(wrapper.savepoint_ids)))
-            wrapper._scope = self
-            return wrapper
+        while (share := self._share_in(alias)) is not None:
+            if bridge.drive(share.take_up()):
+                self.joined[alias] = share
+                self.wrappers[alias] = share.wrapper
+                return share.wrapper
         return None
 
-    def _join(self, alias: str, wrapper: Any, leave: Callable[[], None]) -> None:
-        self.joined[alias] = leave
-        self.wrappers[alias] = wrapper
+    def take_up(self, wrapper: Any) -> bool:
+        """Wait for this scope's turn with `wrapper`, if it has a share in that. Returns False where it has none."""
+        share = self.joined.get(wrapper.alias)
+        if share is None or share.wrapper is not wrapper:
+            return False
+        if share.active or bridge.drive(share.take_up()):
+            return True
+        del self.joined[wrapper.alias]  # it is over, and others may have begun
+        self.wrappers.pop(wrapper.alias, None)
+        return False
+
+    def _share_in(self, alias: str) -> Share | None:
+        """Return a share in the transaction that this task is lent, or that sync code has opened, if there is one."""
+        holder = self._holder(alias)
+        if holder is not None and (wait := sharing.turn_in(holder)) is not None:
+            return LentByScope(self, holder.wrappers[alias], wait)
+        wrapper = sharing.opened_by_sync_code(alias)
+        if wrapper is None:
+            return None
+        if holder is not None:
+            raise self._refusal(alias, holder)
+        turn = turns.turn_with_sync_code()
+        if self.left_behind is not None and self.left_behind.keeps(turn):
+            raise OpenTransaction(
+                f"greenorm.connection() was asked for a second connection to {alias!r}, below a block of "
+                f"{_name(self.left_behind.task)} in a transaction of sync code, such as a test's that is rolled back: "
+                "a second connection could not see it. Use TransactionTestCase, or pytest.mark.django_db("
+                "transaction=True), for what needs two connections."
+            )
+        return SharedWithSyncCode(self, wrapper, turn)
 
     def add(self, alias: str, wrapper: Any) -> None:
         """Let this scope's code see `wrapper` as `alias`."""
@@ -152,48 +178,46 @@ class Scope:
     def will_connect(self, wrapper: Any) -> None:
         """Hear of a wrapper that is about to borrow a connection. Raises SharedScope where it may not."""
         self.refuse_inherited(wrapper.alias)
+        if testing.seen and wrapper.settings_dict is connections.settings.get(wrapper.alias):
+            testing.refuse_second_connection(wrapper)
         if self.wrappers.get(wrapper.alias) is not wrapper:
             self.strays = [stray for stray in self.strays if stray.connection is not None and stray is not wrapper]
             self.strays.append(wrapper)
 
-    def refuse_inherited(self, alias: str, wrapper: Any = None) -> None:
+    def refuse_inherited(self, alias: str) -> None:
         """Raise SharedScope where this task inherited a scope whose transaction or connection is not its own."""
-        holder = self._holder(alias, wrapper)
+        holder = self._holder(alias)
         if holder is not None and alias not in self.joined:
-            what = "connection" if holder.pins[alias] else "transaction"
-            raise SharedScope(
-                f"{_name(self.task)} was started while {_name(holder.task)} holds a {what} open on {alias!r}, and "
-                f"a {what} is never shared between tasks. Start it outside of that block, await its work in the "
-                "task that opened the block, or give it a connection of its own: `async with "
-                "greenorm.connection(): ...`."
-            )
+            raise self._refusal(alias, holder)
 
-    def _holder(self, alias: str, wrapper: Any = None) -> Scope | None:
-        """Return the scope above this one that has `alias` in a transaction, or pinned, or has `wrapper`, if any."""
+    def _refusal(self, alias: str, holder: Scope) -> SharedScope:
+        what = "connection" if holder.pins[alias] else "transaction"
+        return SharedScope(
+            f"{_name(self.task)} was started while {_name(holder.task)} holds a {what} open on {alias!r}, and "
+            f"a {what} is never shared between tasks. Start it outside of that block, await its work in the "
+            "task that opened the block, or give it a connection of its own: `async with "
+            "greenorm.connection(): ...`."
+        )
+
+    def _holder(self, alias: str) -> Scope | None:
+        """Return the scope above this one that has `alias` in a transaction, or pinned, if any."""
         scope = self.parent
         while scope is not None:
             held = scope.wrappers.get(alias)
             if (
                 held is not None
-                and (held is wrapper or scope.pins[alias] or in_transaction(held))
+                and (scope.pins[alias] or scope.is_in_transaction(held))
                 and not (alias in scope.joined and _share_a_context(self.task, scope.task))
             ):
                 return scope
             scope = scope.parent
         return None
 
-
-def _leave_sync_code(wrapper: Any, turn: asyncio.Lock) -> None:
-    wrapper.leave_run()
-    turn.release()
-
-
-def _leave_lender(wrapper: Any, turn: asyncio.Lock, lender: Scope, savepoints: int) -> None:
-    wrapper._scope = lender
-    if left := len(wrapper.savepoint_ids) - savepoints:  # blocks that were never left: their task was destroyed
-        del wrapper.atomic_blocks[-left:], wrapper.savepoint_ids[-left:]
-        wrapper.needs_rollback = True
-    turn.release()
+    def keeps(self, turn: turns.Turn) -> bool:
+        """Return whether this scope, or one above it, has `turn` for longer than a run."""
+        if turn.holder is self and any(self.pins[alias] or share.in_block() for alias, share in self.joined.items()):
+            return True
+        return self.parent is not None and self.parent.keeps(turn)
 
 
 def _share_a_context(one: asyncio.Task[Any] | None, other: asyncio.Task[Any] | None) -> bool:

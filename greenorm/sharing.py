@@ -1,4 +1,4 @@
-"""Transactions that are shared, in turns: by a run with sync code, and by an ORM side with the tasks that it waits for.
+"""Transactions that are shared, in turns: by runs with sync code, and by an ORM side with the tasks that it waits for.
 
 Sync code that has opened a transaction and waits (a `TestCase`, a thread in `async_to_sync`) shares it with the runs
 below it. An ORM side that waits in `async_to_sync` lends what it holds to the tasks that are started meanwhile, as
@@ -17,14 +17,12 @@ from weakref import WeakSet
 from asgiref.sync import AsyncToSync
 from django.db import connections
 
-from . import bridge
+from . import bridge, turns
 from .errors import ConnectionInUse
+from .turns import Turn
 
 if TYPE_CHECKING:
     from .scope import Scope
-
-# How long an ORM side that goes on waits for a task to give back what it was lent.
-RETURN_SECONDS = 15.0
 
 
 def in_transaction(wrapper: Any) -> bool:
@@ -35,30 +33,30 @@ def in_transaction(wrapper: Any) -> bool:
 # Sync code shares with the runs below it
 
 
-_sync_wrappers: dict[int | None, WeakSet[Any]] = {}
+sync_wrappers: dict[int | None, WeakSet[Any]] = {}
 
 
 def note_sync_connection(wrapper: Any) -> None:
     """Remember that sync code of this thread has connected `wrapper`."""
-    _sync_wrappers.setdefault(threading.get_ident(), WeakSet()).add(wrapper)
+    sync_wrappers.setdefault(threading.get_ident(), WeakSet()).add(wrapper)
 
 
 def opened_by_sync_code(alias: str) -> Any:
     """Return the wrapper on which this thread, or the one that waits for this loop, has a transaction open, or None."""
-    if not _sync_wrappers:
+    if not sync_wrappers:
         return None
-    for ident in _sync_threads():
-        for wrapper in list(_sync_wrappers.get(ident, ())):
-            if (
-                wrapper.alias == alias
-                and in_transaction(wrapper)
-                and wrapper.settings_dict is connections.settings[alias]
-            ):
+    for ident in sync_threads():
+        for wrapper in list(sync_wrappers.get(ident, ())):
+            if is_open(wrapper, alias):
                 return wrapper
     return None
 
 
-def _sync_threads() -> Iterator[int | None]:
+def is_open(wrapper: Any, alias: str) -> bool:
+    return wrapper.alias == alias and in_transaction(wrapper) and wrapper.settings_dict is connections.settings[alias]
+
+
+def sync_threads() -> Iterator[int | None]:
     yield threading.get_ident()
     # asgiref keeps the executor of the waiting thread by context, and by loop for tasks with a context of their own.
     for executor in (
@@ -67,24 +65,6 @@ def _sync_threads() -> Iterator[int | None]:
     ):
         if executor is not None and not executor._broken:
             yield executor._work_thread.ident
-
-
-def turn_of(wrapper: Any) -> asyncio.Lock:
-    """Return the lock by which scopes of the running loop take turns on a wrapper of sync code."""
-    loop = asyncio.get_running_loop()
-    owner, turn = getattr(wrapper, "_turn", (None, None))
-    if turn is None or owner is not loop:
-        turn = asyncio.Lock()
-        wrapper._turn = loop, turn
-    return turn
-
-
-async def take(turn: asyncio.Lock, always: bool = False) -> None:
-    """Wait for a turn, under `bridge.drive`; `always` even if the task is cancelled meanwhile, within a bound."""
-    if always:
-        await bridge.to_completion(turn.acquire(), RETURN_SECONDS)
-    else:
-        await turn.acquire()
 
 
 # An ORM side shares with the tasks that it waits for
@@ -101,7 +81,7 @@ class Wait:
     def __init__(self, scope: Scope, lend: bool, by_sync_code: bool = True) -> None:
         self.scope = scope
         self.by_sync_code = by_sync_code
-        self.turn = asyncio.Lock() if lend else None
+        self.turn = Turn() if lend else None
         self.over = False
         self.outer = _waits.get()
         _waits.set(self)
@@ -110,15 +90,15 @@ class Wait:
         """Let nobody join any more, and wait, on an ORM side, for the one that still has a turn."""
         self.over = True
         _waits.set(self.outer)
-        if self.turn is None or not self.turn.locked() or bridge.dying():
+        if self.turn is None or not self.turn.is_taken() or bridge.dying():
             return
         try:
-            bridge.drive(take(self.turn, always=True))
-        except TimeoutError:
+            bridge.drive(self.turn.take(self, turns.RETURN_SECONDS, always=True))
+        except ConnectionInUse:
             self.scope.mark_for_rollback()
             raise ConnectionInUse(
                 f"A task that was started inside async_to_sync() still uses the transaction that it was lent there, "
-                f"{RETURN_SECONDS:.0f} seconds after the call has ended. Await such a task before returning."
+                f"{turns.RETURN_SECONDS:.0f} seconds after the call has ended. Await such a task before returning."
             ) from None
 
 
@@ -141,7 +121,7 @@ def sync_code_waits() -> bool:
 def sync_code_waits_in_transaction() -> bool:
     """Return whether sync code of a run that has a transaction open waits in async_to_sync for who calls this."""
     wait = _wait_of_sync_code()
-    return wait is not None and any(map(in_transaction, wait.scope.connected()))
+    return wait is not None and any(map(wait.scope.is_in_transaction, wait.scope.connected()))
 
 
 def _wait_of_sync_code() -> Wait | None:

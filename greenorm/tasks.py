@@ -15,9 +15,8 @@ from typing import Any, TypeVar, cast
 
 from asgiref.sync import AsyncToSync
 
-from . import bridge, sharing
+from . import bridge, sharing, turns
 from .scope import Scope, open_scopes
-from .sharing import in_transaction
 
 T = TypeVar("T")
 
@@ -38,7 +37,7 @@ def is_left_out(wrapper: Any) -> bool:
     scope = current()
     while scope is not None:
         held = scope.wrappers.get(wrapper.alias)
-        if held is not None and held is not wrapper and in_transaction(held):
+        if held is not None and held is not wrapper and scope.is_in_transaction(held):
             return True
         scope = scope.parent
     return False
@@ -62,7 +61,7 @@ async def work_in(scope: Scope, job: Callable[[], T], always: bool = False) -> T
     """
     outer, was_open = _current.get(), scope.users > 0
     if (wait := sharing.turn_in(scope)) is not None:
-        job = partial(_in_turn, wait, job, always)
+        job = partial(_in_turn, wait.turn, scope, job, always)
     if outer is not scope:
         _current.set(scope)
     if not was_open:
@@ -140,10 +139,9 @@ async def lend(coro: Coroutine[Any, Any, T]) -> T:
         await bridge.spawn(wait.end)
 
 
-def _in_turn(wait: sharing.Wait, job: Callable[[], T], always: bool) -> T:
-    assert wait.turn is not None
-    bridge.drive(sharing.take(wait.turn, always))
+def _in_turn(turn: turns.Turn, scope: Scope, job: Callable[[], T], always: bool) -> T:
+    bridge.drive(turn.take(scope, turns.RETURN_SECONDS, always))
     try:
         return job()
     finally:
-        wait.turn.release()
+        turn.give_up()

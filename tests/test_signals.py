@@ -18,7 +18,7 @@ from django.dispatch import Signal
 from django.test import override_settings
 
 import greenorm
-from greenorm import sharing
+from greenorm import turns
 from tests.shop.models import Account, Owner, Tag
 
 pytestmark = pytest.mark.usefixtures("async_methods", "no_threads")
@@ -309,7 +309,7 @@ async def test_a_task_that_outlives_async_to_sync_ends_its_turn_and_gets_no_othe
 
 
 async def test_a_task_that_keeps_its_turn_for_good_is_an_error_and_rolls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "RETURN_SECONDS", 0.05)
+    monkeypatch.setattr(turns, "RETURN_SECONDS", 0.05)
     tasks = []
     go = asyncio.Event()
 

@@ -6,14 +6,17 @@ of the event loop, and so Django's own code borrows, configures and closes; outs
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from inspect import isawaitable
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, iscoroutinefunction
+from django.core import mail
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql import base as postgresql
@@ -21,10 +24,10 @@ from django.db.backends.postgresql.psycopg_any import register_tzloader
 from django.db.backends.signals import connection_created
 from psycopg import pq
 
-from .. import bridge, sharing, tasks
+from .. import bridge, hooks, sharing, tasks, testing
 from ..cursors import bridged
 from ..driver import IDLE, AsyncConnection, Connection, adopt, release
-from ..errors import SharedScope
+from ..errors import NotInRun, SharedScope
 from ..pool import Pool, pools
 from .pooling import make_pool
 
@@ -44,6 +47,7 @@ class _Borrowed:
 
 if TYPE_CHECKING:
     from ..scope import Scope
+    from ..shares import SharedWithSyncCode
 
     _Wrapper = postgresql.DatabaseWrapper
 else:
@@ -57,6 +61,7 @@ class AwaitableMixin(_Wrapper):
     _borrowed: _Borrowed | None = None
     _own_pool: Pool | None = None
     _sync_connection: Any = None
+    _taken_from: Sequence[tuple[Any, Any, Scope | None, SharedWithSyncCode]] = ()
     _made_in: Scope | None = None
     _was_closed = False
     _is_checked = False
@@ -123,7 +128,7 @@ class AwaitableMixin(_Wrapper):
                 )
             return
         mine: Scope | None = bridge.carried()
-        if self._scope is mine:
+        if self._scope is mine or (mine is not None and mine.take_up(self)):
             return
         if self._scope is None and self._made_in is mine and not sharing.in_transaction(self):
             self.close()  # a thread that it was handed to has connected it
@@ -204,6 +209,9 @@ class AwaitableMixin(_Wrapper):
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Mirrors DatabaseWrapper.get_new_connection, Django 6.1."""
         if not bridge.in_run():
+            if hasattr(mail, "outbox"):  # Django's test environment
+                hooks.install_for_tests()
+                testing.refuse_second_connection(self, by_sync_code=True)
             sharing.note_sync_connection(self)
         return super().get_new_connection(conn_params)
 
@@ -264,22 +272,68 @@ class AwaitableMixin(_Wrapper):
 
     # A transaction that sync code has opened
 
-    def join_run(self) -> None:
+    def join_run(self, share: SharedWithSyncCode) -> Connection:
         """Let a run use the transaction that sync code has open on this wrapper, over the same libpq connection."""
-        self._scope = bridge.carried()
+        self._taken_from = [*self._taken_from, (self.connection, self._sync_connection, self._scope, share)]
+        self._scope = share.scope
         self._sync_connection = self.connection
-        self.connection = adopt(self.connection)
-        self.connection.session.on_interrupt = self._interrupted
+        face = self.connection = adopt(self.connection, share.take_up, share.face)
+        face.session.on_interrupt = self._interrupted
         self.inc_thread_sharing()
+        return face
 
     def leave_run(self) -> None:
         """Hand the connection back to the sync code that it belongs to."""
         self.dec_thread_sharing()
-        self._scope = None
-        conn, self._sync_connection = self._sync_connection, None
+        *self._taken_from, (conn, self._sync_connection, self._scope, _) = self._taken_from
         if isinstance(self.connection, Connection):
             release(self.connection, conn)
             self.connection = conn
+
+    def take_back(self) -> None:
+        """Let sync code that goes on find its transaction as it has left it, whatever tasks it has left behind."""
+        for *_, share in reversed(self._taken_from):
+            share.take_back()
+
+    def roll_back_to(self, savepoint: str | None) -> None:
+        """Undo, for sync code, what a run that was destroyed has left open in its transaction. Blocks."""
+        if savepoint is None or self.connection is None or self.connection.closed:
+            self.needs_rollback = True
+            return
+        self.run_on_commit = [entry for entry in self.run_on_commit if savepoint not in entry[0]]
+        self.connection.execute(self.ops.savepoint_rollback_sql(savepoint))
+
+    @property
+    def turn_seconds(self) -> float:
+        """How long a scope waits for its turn with sync code's connection: as long as for one of its own."""
+        return self.async_pool.options.timeout
+
+    def close(self) -> None:
+        """Mirrors BaseDatabaseWrapper.close, Django 6.1. A run gives back what is its own; sync code's stays open."""
+        if not self._is_sync_codes():
+            super().close()
+            return
+        mine: Scope | None = bridge.carried()
+        if mine is not None and self in mine.connected() and mine.is_in_transaction(self):
+            self.needs_rollback = True
+
+    def close_if_unusable_or_obsolete(self) -> None:
+        """Mirrors BaseDatabaseWrapper.close_if_unusable_or_obsolete, Django 6.1, for what is not sync code's."""
+        if not self._is_sync_codes() and not self._is_looked_at():
+            super().close_if_unusable_or_obsolete()
+
+    def ensure_connection(self) -> None:
+        """Mirrors BaseDatabaseWrapper.ensure_connection, Django 6.1. Async code in a test may ask: it is connected."""
+        if not self._is_looked_at():
+            super().ensure_connection()
+
+    def _is_sync_codes(self) -> bool:
+        """Return whether a run, that asks, has this wrapper from sync code which waits for it."""
+        return bridge.in_run() and (self._sync_connection is not None or (testing.seen and testing.is_a_tests(self)))
+
+    def _is_looked_at(self) -> bool:
+        """Return whether async code has this wrapper in its hands, to count the queries of a test, say."""
+        return testing.seen and not bridge.in_run() and bridge.loop_is_running() and testing.is_a_tests(self)
 
     # Where Django's code would not do in a run
 
@@ -324,7 +378,8 @@ class AwaitableMixin(_Wrapper):
 
     def on_commit(self, func: Callable[[], Any], robust: bool = False) -> None:
         """Mirrors BaseDatabaseWrapper.on_commit, Django 6.1; `func` may be async, and is then waited for."""
-        super().on_commit(func if self.in_atomic_block or not callable(func) else _finished(func), robust)
+        waits = callable(func) and (iscoroutinefunction(func) or not self.in_atomic_block)
+        super().on_commit(_finished(func) if waits else func, robust)
 
     def run_and_clear_commit_hooks(self) -> None:
         """Run what on_commit has collected. A cancellation that came during COMMIT waits until it has run."""
@@ -336,6 +391,19 @@ class AwaitableMixin(_Wrapper):
         finally:
             if held is not None:
                 bridge.hold(held)
+
+    def _savepoint_commit(self, sid: str) -> None:
+        with self._uninterrupted():
+            super()._savepoint_commit(sid)  # type: ignore[misc]  # reason: as _close
+
+    def _savepoint_rollback(self, sid: str) -> None:
+        # As a rollback of the transaction: what is around the block is to be used afterwards.
+        with self._uninterrupted():
+            super()._savepoint_rollback(sid)  # type: ignore[misc]  # reason: as _close
+
+    def _uninterrupted(self) -> AbstractContextManager[None]:
+        conn: Any = self.connection
+        return conn.session.uninterrupted() if isinstance(conn, Connection) else nullcontext()
 
     def _interrupted(self, exc: BaseException) -> None:
         # Django marks a transaction for rollback on Exception only, and a CancelledError is none.
@@ -352,11 +420,24 @@ def _finished(func: Callable[[], Any]) -> Callable[[], Any]:
         result = func()
         if not isawaitable(result):
             return result
-        return tasks.wait_for(result) if bridge.in_run() else async_to_sync(_result)(result)
+        if bridge.in_run():
+            return tasks.wait_for(result)
+        return _awaited_later(result) if bridge.loop_is_running() else async_to_sync(_result)(result)
 
     if not hasattr(func, "__qualname__"):
         finished.__qualname__ = repr(func)  # as Django names it in its log: a partial, say
     return finished
+
+
+def _awaited_later(awaitable: Any) -> Any:
+    # By async code that has it from captureOnCommitCallbacks; which does not await what it calls itself.
+    if sys._getframe(2).f_code.co_name != "captureOnCommitCallbacks":
+        return awaitable
+    awaitable.close()
+    raise NotInRun(
+        "captureOnCommitCallbacks(execute=True) in async code cannot wait for an async callback. Use it in sync code, "
+        "which the test calls by `await greenorm.run(...)`, or call each callback that it has captured so."
+    )
 
 
 async def _result(awaitable: Any) -> Any:

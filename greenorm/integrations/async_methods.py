@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from typing import Any, cast
 
 from asgiref.sync import AsyncToSync, SyncToAsync, async_to_sync, iscoroutinefunction, markcoroutinefunction
@@ -15,9 +16,9 @@ from django.core.handlers.base import BaseHandler
 from django.db import connections, transaction
 from django.dispatch import Signal
 
-from .. import adapters, blocks, bridge, tasks
+from .. import adapters, blocks, bridge, tasks, testing, turns
 from ..decorator import AwaitableFunction
-from .routing import becomes_run, can_await
+from .routing import becomes_run, can_await, joins_a_test
 
 Hook = Callable[..., Any]
 
@@ -31,20 +32,34 @@ def _sync_to_async_call(stock: Hook) -> Hook:
 
 
 async def _call(stock: Hook, site: str, adapter: Any, /, *args: Any, **kwargs: Any) -> Any:
-    if becomes_run(adapter, site, args, kwargs):
+    if _asked_for and becomes_run(adapter, site, args, kwargs):
         return await adapters.run_adapted(adapter, *args, **kwargs)
+    if testing.seen and adapter._thread_sensitive:
+        return await _call_in_a_test(stock, adapter, *args, **kwargs)
     return await stock(adapter, *args, **kwargs)
+
+
+async def _call_in_a_test(stock: Hook, adapter: Any, /, *args: Any, **kwargs: Any) -> Any:
+    if not joins_a_test(adapter, args, kwargs):
+        async with testing.the_thread_has_its_turn(tasks.current()):
+            return await stock(adapter, *args, **kwargs)
+    before = _stands_for_thread.get()
+    _stands_for_thread.set(True)
+    try:
+        return await adapters.run_adapted(adapter, *args, **kwargs)
+    finally:
+        _stands_for_thread.set(before)
 
 
 def _async_to_sync_call(stock: Hook) -> Hook:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         is_helper = isinstance(cast("object", self.awaitable), AwaitableFunction)
-        if is_helper and (bridge.in_run() or not bridge.loop_is_running()):
+        if _asked_for and is_helper and (bridge.in_run() or not bridge.loop_is_running()):
             sync: Hook = self.awaitable.sync  # what sync code gets that calls it without async_to_sync
             return sync(*args, **kwargs)
-        if bridge.in_run():
+        if bridge.in_run() and (_asked_for or _stands_for_thread.get()):
             return adapters.await_adapted(self, *args, **kwargs)
-        with tasks.waits_outside():
+        with tasks.waits_outside(), turns.nested_turns():
             return stock(self, *args, **kwargs)
 
     return call
@@ -59,7 +74,7 @@ def _asend(stock: Hook) -> Hook:
 
 def _make_view_atomic(stock: Hook) -> Hook:
     def make_view_atomic(self: Any, view: Any) -> Any:
-        if not iscoroutinefunction(view):
+        if not _asked_for or not iscoroutinefunction(view):
             return stock(self, view)
         non_atomic: set[str] = getattr(view, "_non_atomic_requests", set())
         aliases = [
@@ -92,8 +107,19 @@ _PLACES: tuple[tuple[Any, str, Callable[[Hook], Hook]], ...] = (
 _hooked: dict[tuple[Any, str], tuple[Hook, Hook]] = {}  # Django's or asgiref's own, and what stands in its place
 
 
-def install() -> None:
-    """Let Django's async methods run on the ORM side, and async_to_sync in a run await. Idempotent."""
+# Whether more is asked for than that tests are joined.
+_asked_for = False
+# Whether sync code is a run only for the sake of a test, and would otherwise have a thread.
+_stands_for_thread: ContextVar[bool] = ContextVar("greenorm.stands_for_thread", default=False)
+
+
+def install(for_tests: bool = False) -> None:
+    """Let Django's async methods run on the ORM side, and async_to_sync in a run await. Idempotent.
+
+    `for_tests` only where the test is rolled back, and would not be seen from a thread.
+    """
+    global _asked_for
+    _asked_for = _asked_for or not for_tests
     for owner, name, hook in _PLACES:
         if (owner, name) not in _hooked:
             stock = getattr(owner, name)
@@ -110,6 +136,8 @@ def uninstall() -> None:
     for (owner, name), (_, stand_in) in _hooked.items():
         if getattr(owner, name) is not stand_in:
             raise RuntimeError(f"{owner.__name__}.{name} has been replaced since greenorm hooked it; undo that first.")
-    while _hooked:
+    global _asked_for
+    _asked_for = False
+    while _hooked and not testing.seen:
         (owner, name), (stock, _) = _hooked.popitem()
         setattr(owner, name, stock)

@@ -6,6 +6,7 @@ other database backends, caches over a network or in files, users' views, middle
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from asgiref.sync import SyncToAsync
+from asgiref.sync import AsyncToSync, SyncToAsync
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.sessions.middleware import SessionMiddleware
@@ -29,7 +30,7 @@ from django.http.response import HttpResponseBase
 from django.middleware.common import BrokenLinkEmailsMiddleware
 from django.utils.deprecation import MiddlewareMixin
 
-from .. import conf, sharing, tasks
+from .. import conf, sharing, tasks, testing
 
 # Where Django's async methods hand their sync halves to sync_to_async.
 ORM = (
@@ -50,18 +51,42 @@ CHANNELS = "channels.db"
 
 def becomes_run(adapter: SyncToAsync[..., Any], site: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Return whether the call of `adapter` from the module `site` becomes a run. For the task side."""
-    if not adapter._thread_sensitive or _keeps_its_thread(adapter.func):
+    if not _may_become_run(adapter):
         return False
-    channels: Any = sys.modules.get(CHANNELS)
-    of_channels = channels is not None and type(adapter) is channels.DatabaseSyncToAsync
-    if type(adapter) is not SyncToAsync and not of_channels:
-        return False  # what a subclass does in its thread is its own affair
+    of_channels = _is_of_channels(adapter)
     if _follows_a_thread(adapter.func, site):
         return False
     asked_for = of_channels or conf.get("RUN_ALL_SYNC_TO_ASYNC") or sharing.sync_code_waits_in_transaction()
     if not (asked_for or _is_djangos_own(adapter.func, site)):
         return False
     return not _has_a_thread_above() and _is_for_greenorm(adapter.func, args, kwargs)
+
+
+def joins_a_test(adapter: SyncToAsync[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether the call has to be a run, since the thread that it would get is not that of the test above.
+
+    The thread of the test runs the loop itself, under pytest-asyncio, or an ASGI application has threads of its own.
+    """
+    if not testing.is_above() or not _may_become_run(adapter):
+        return False
+    context: Any = SyncToAsync.thread_sensitive_context.get(None)
+    if getattr(AsyncToSync.executors, "current", None) is not None or getattr(context, "_executor", None) is not None:
+        return False
+    if context is None and asyncio.get_running_loop() in AsyncToSync.loop_thread_executors:
+        return False
+    return _is_for_greenorm(adapter.func, args, kwargs)
+
+
+def _may_become_run(adapter: SyncToAsync[..., Any]) -> bool:
+    if not adapter._thread_sensitive or _keeps_its_thread(adapter.func):
+        return False
+    # What another subclass does in its thread is its own affair.
+    return type(adapter) is SyncToAsync or _is_of_channels(adapter)
+
+
+def _is_of_channels(adapter: SyncToAsync[..., Any]) -> bool:
+    channels: Any = sys.modules.get(CHANNELS)
+    return channels is not None and type(adapter) is channels.DatabaseSyncToAsync
 
 
 def _keeps_its_thread(fn: Callable[..., Any]) -> bool:
