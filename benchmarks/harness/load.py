@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from .turns import percentile
 from .works import ITEMS, Reference
 
+# How long, in seconds, a server may take for what is under way at the end.
+PATIENCE = 60.0
 END_OF_HEAD = b"\r\n\r\n"
 
 
@@ -35,8 +37,7 @@ class _Client(asyncio.Protocol):
         self.received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no child of asyncio's
         self.ask()
 
     def ask(self) -> None:
@@ -87,7 +88,8 @@ async def _call(socket: str, clients: int, duration: float, seed: int, expected:
         ]
         for _ in range(clients)
     ]
-    await asyncio.gather(*(client.ended for client in called))
+    async with asyncio.timeout(duration + PATIENCE):
+        await asyncio.gather(*(client.ended for client in called))
     seconds = time.perf_counter() - since
     latencies = sorted(latency for client in called for latency in client.latencies)
     return {
