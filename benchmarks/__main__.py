@@ -6,18 +6,26 @@ import argparse
 import signal
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 
+from rich.console import Console
+from rich.markdown import Markdown
+
 from benchmarks import QUESTIONS
+from benchmarks.harness import figures, plots, tables
+from benchmarks.harness.figures import Row
+from benchmarks.harness.place import prepared
+from benchmarks.harness.rounds import Bench
+from benchmarks.harness.workers import Workers
+from greenorm.demo.server import ServerFailed
+from greenorm.demo.steps import Steps
 
 RESULTS = Path(__file__).with_name("results")
 QUICK_RESULTS = RESULTS / "quick"
 ROUNDS, QUICK_ROUNDS = 9, 1
 # Rows that are streamed.
 STREAMED, QUICK_STREAMED = 1_000_000, 20_000
-NEEDED = {"rich": "rich", "psutil": "psutil", "django": "django"}
 
 
 def main() -> int:
@@ -40,9 +48,6 @@ def main() -> int:
     chosen = parser.parse_args()
     if unknown := set(chosen.questions) - set(QUESTIONS):
         parser.error(f"there is no question {', '.join(sorted(unknown))}; there is {', '.join(QUESTIONS)}")
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        sys.stderr.write(f"The benchmarks need {' and '.join(missing)}: pip install -e '.[test]' --group bench\n")
-        return 2
     output = chosen.output or (QUICK_RESULTS if chosen.quick else RESULTS)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     failed: dict[str, str] = {}
@@ -58,13 +63,6 @@ def main() -> int:
 
 
 def _measure(questions: list[str], rounds: int, quick: bool, only: list[str] | None, output: Path) -> dict[str, str]:
-    from benchmarks.harness import figures
-    from benchmarks.harness.place import prepared
-    from benchmarks.harness.rounds import Bench
-    from benchmarks.harness.workers import Workers
-    from greenorm.demo.server import ServerFailed
-    from greenorm.demo.steps import Steps
-
     failed: dict[str, str] = {}
     try:
         with Steps() as steps:
@@ -72,21 +70,9 @@ def _measure(questions: list[str], rounds: int, quick: bool, only: list[str] | N
             with prepared(QUICK_STREAMED if quick else STREAMED) as place:
                 for question in questions:
                     steps.begin(question)
-                    since = monotonic()
-                    around = figures.surroundings(place.schema.server_version, place.embedded)
                     with Workers() as workers:
                         bench = Bench(place, workers, steps, rounds, quick, only)
-                        rows = import_module(f"benchmarks.{question}").measure(bench)
-                    answer = {
-                        "question": question,
-                        "surroundings": around,
-                        "quick": quick,
-                        "rounds": rounds,
-                        "seconds": round(monotonic() - since, 1),
-                        **bench.absent(),
-                        "rows": rows,
-                    }
-                    figures.write(output, question, answer)
+                        _answer(bench, question, output)
                     failed |= bench.failed
     except (ImportError, ServerFailed) as exc:
         sys.stderr.write(f"{exc}\n")
@@ -96,12 +82,27 @@ def _measure(questions: list[str], rounds: int, quick: bool, only: list[str] | N
     return failed
 
 
+def _answer(bench: Bench, question: str, output: Path) -> None:
+    """Write the figures after each situation, so that an end before the end loses no more than one."""
+    since = monotonic()
+    rows: list[Row] = []
+    answer = {
+        "question": question,
+        "surroundings": figures.surroundings(bench.place.schema.server_version, bench.place.embedded),
+        "quick": bench.quick,
+        "rounds": bench.rounds,
+        "complete": False,
+        "rows": rows,
+    }
+    for more in import_module(f"benchmarks.{question}").measure(bench):
+        rows += more
+        figures.write(output, question, {**answer, **bench.absent()})
+    answer |= {"complete": True, "seconds": round(monotonic() - since, 1)}
+    figures.write(output, question, {**answer, **bench.absent()})
+
+
 def _report(output: Path) -> None:
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    from benchmarks.harness import plots, tables
-
+    output.mkdir(parents=True, exist_ok=True)
     drawn = plots.draw_all(output)
     text = tables.report(output, drawn)
     written = tables.put_into_readme(RESULTS.parent / "README.md", text) if output == RESULTS else output / "README.md"

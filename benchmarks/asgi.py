@@ -8,6 +8,7 @@ database and 2 ms away from it.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 from benchmarks.harness import sites
@@ -75,8 +76,8 @@ SITES = [
 ]
 
 
-def measure(bench: Bench) -> list[Row]:
-    """Return a row for each distance and server."""
+def measure(bench: Bench) -> Iterator[list[Row]]:
+    """Yield, for each distance, a row for each server."""
     present = []
     for site in SITES:
         if bench.only and site.name not in bench.only:
@@ -85,22 +86,25 @@ def measure(bench: Bench) -> list[Row]:
             bench.missing[site.name] = reason
         else:
             present.append(site)
-    rounds = min(bench.rounds, MOST_ROUNDS)
-    seen: dict[tuple[int, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with ExitStack() as stack:
         load = Worker("benchmarks.harness.load")
         stack.callback(load.end)
         pinned = sites.pin(load.pid, 1)
         for delay in DELAYS:
-            with ExitStack() as running:
-                served = _start(bench, present, delay, running)
-                for number in range(rounds):
-                    names = list(served) if number % 2 == 0 else list(served)[::-1]
-                    for index, name in enumerate(names):
-                        bench.steps.advance(number * len(names) + index, rounds * len(names), f"+{delay} ms: {name}")
-                        if figures := _call(bench, load, served[name], f"{name}, +{delay} ms", number):
-                            for figure_name, value in figures.items():
-                                seen[delay, name][figure_name].append(value)
+            yield _compare(bench, present, load, delay, pinned)
+
+
+def _compare(bench: Bench, present: list[sites.Site], load: Worker, delay: int, pinned: bool) -> list[Row]:
+    rounds = min(bench.rounds, MOST_ROUNDS)
+    seen: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    with ExitStack() as running:
+        served = _start(bench, present, delay, running)
+        for number in range(rounds):
+            names = list(served) if number % 2 == 0 else list(served)[::-1]
+            for index, name in enumerate(names):
+                bench.steps.advance(number * len(names) + index, rounds * len(names), f"+{delay} ms: {name}")
+                for figure_name, value in _call(bench, load, served[name], f"{name}, +{delay} ms", number).items():
+                    seen[name][figure_name].append(value)
     return [
         {
             "situation": f"+{delay} ms",
@@ -110,7 +114,7 @@ def measure(bench: Bench) -> list[Row]:
             "pinned": pinned,
             **{figure_name: figure(values) for figure_name, values in figures.items()},
         }
-        for (delay, name), figures in seen.items()
+        for name, figures in seen.items()
     ]
 
 
@@ -125,9 +129,9 @@ def _start(bench: Bench, present: list[sites.Site], delay: int, running: ExitSta
     return served
 
 
-def _call(bench: Bench, load: Worker, served: sites.Served, place: str, number: int) -> dict[str, float] | None:
+def _call(bench: Bench, load: Worker, served: sites.Served, place: str, number: int) -> dict[str, float]:
     if place in bench.failed:
-        return None
+        return {}
     order = {"socket": served.socket, "near": bench.place.schema.dsn, "clients": CLIENTS, "seed": number}
     duration = QUICK_DURATION if bench.quick else DURATION
     try:
@@ -139,7 +143,7 @@ def _call(bench: Bench, load: Worker, served: sites.Served, place: str, number: 
         answer = {"error": str(exc)}
     if "error" in answer:
         bench.failed[place] = answer["error"]
-        return None
+        return {}
     return {
         "per_second": answer["done"] / answer["seconds"],
         "p50_ms": 1e3 * answer["p50"],

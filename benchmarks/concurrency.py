@@ -41,9 +41,8 @@ def situations(quick: bool) -> Iterator[tuple[int, int]]:
                 yield clients, delay
 
 
-def measure(bench: Bench) -> list[Row]:
-    """Return a row for each situation and contender."""
-    rows: list[Row] = []
+def measure(bench: Bench) -> Iterator[list[Row]]:
+    """Yield, for each situation, a row for each contender."""
     for clients, delay in situations(bench.quick):
         main = (clients, delay) == MAIN
         taking_part = [*known.ASYNCIO, known.on_uvloop(known.GREENORM)]
@@ -52,8 +51,7 @@ def measure(bench: Bench) -> list[Row]:
         if clients == 1:
             taking_part = [known.SYNC, *taking_part]
         rounds = bench.rounds if main else min(bench.rounds, OTHER_ROUNDS)
-        rows += _compare(bench, bench.present(taking_part), clients, delay, rounds)
-    return rows
+        yield _compare(bench, bench.present(taking_part), clients, delay, rounds)
 
 
 def _compare(bench: Bench, contenders: list[known.Contender], clients: int, delay: int, rounds: int) -> list[Row]:

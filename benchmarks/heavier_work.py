@@ -5,6 +5,8 @@ Beside sync Django in the same process; what streams, in processes of their own,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from benchmarks import contenders as known
 from benchmarks.harness.figures import Row, figure
 from benchmarks.harness.rounds import Bench, cost
@@ -16,15 +18,14 @@ STREAM_ROUNDS = 3
 POINTS = 60
 
 
-def measure(bench: Bench) -> list[Row]:
-    """Return a row for each work and contender."""
+def measure(bench: Bench) -> Iterator[list[Row]]:
+    """Yield, for each work, a row for each contender."""
     taking_part = [each for each in [known.SYNC, known.SYNC_GREENORM, *known.ASYNCIO] if each is not known.THREADS_100]
     if not bench.quick:
         taking_part.append(known.on_uvloop(known.GREENORM))
-    rows = []
     for work in WORKS:
-        rows += cost(bench, work, taking_part, known.FLOOR)
-    return rows + _stream(bench, [each for each in taking_part if each not in (known.SYNC_GREENORM, known.THREADS_20)])
+        yield cost(bench, work, taking_part, known.FLOOR)
+    yield _stream(bench, [each for each in taking_part if each not in (known.SYNC_GREENORM, known.THREADS_20)])
 
 
 def _stream(bench: Bench, contenders: list[known.Contender]) -> list[Row]:

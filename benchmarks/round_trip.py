@@ -6,6 +6,8 @@ connection is borrowed and given back each time.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from benchmarks import contenders as known
 from benchmarks.harness.figures import Row
 from benchmarks.harness.rounds import Bench, cost
@@ -13,9 +15,8 @@ from benchmarks.harness.rounds import Bench, cost
 WORKS = ("noop", "get_many", "get")
 
 
-def measure(bench: Bench) -> list[Row]:
-    """Return a row for each work and contender."""
-    rows = []
+def measure(bench: Bench) -> Iterator[list[Row]]:
+    """Yield, for each work, a row for each contender."""
     taking_part = [each for each in [known.SYNC, known.SYNC_GREENORM, *known.ASYNCIO] if each is not known.THREADS_100]
     taking_part += [known.on_uvloop(known.GREENORM)] if bench.quick else known.UVLOOP
     for work in WORKS:
@@ -27,7 +28,6 @@ def measure(bench: Bench) -> list[Row]:
             *map(known.on_uvloop, [known.GREENORM, known.ONE_THREAD]),
         ]
         if work == "noop":
-            rows += cost(bench, work, calling, known.ONE_THREAD)
+            yield cost(bench, work, calling, known.ONE_THREAD)
         else:
-            rows += cost(bench, work, taking_part, known.FLOOR)
-    return rows
+            yield cost(bench, work, taking_part, known.FLOOR)

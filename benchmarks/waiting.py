@@ -7,6 +7,7 @@ against the same without them.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 
 from benchmarks import contenders as known
 from benchmarks.harness.figures import Row, figure
@@ -33,8 +34,8 @@ CASES = [
 ]
 
 
-def measure(bench: Bench) -> list[Row]:
-    """Return a row for each thing that is waited for and contender."""
+def measure(bench: Bench) -> Iterator[list[Row]]:
+    """Yield a row for each thing that is waited for and contender."""
     count = QUICK_COUNT if bench.quick else COUNT
     present = bench.present([contender for _, contender in CASES])
     cases = [case for case in CASES if case[1] in present]
@@ -45,7 +46,7 @@ def measure(bench: Bench) -> list[Row]:
             bench.steps.advance(number * len(cases) + index, rounds * len(cases), f"{kind}: {contender.label}")
             for name, value in _wait(bench, kind, contender, count).items():
                 seen[kind, contender.label][name].append(value)
-    return [
+    yield [
         {
             "situation": kind,
             "contender": "bare tasks" if kind == "tasks" else label,

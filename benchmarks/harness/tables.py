@@ -170,10 +170,18 @@ def _sentence(answer: Answer) -> str:
     around: dict[str, Any] = answer["surroundings"]
     versions = ", ".join(f"{name} {version}" for name, version in around["versions"].items())
     server = f"PostgreSQL {around['postgresql']}{' (embedded)' * around['embedded_server']}"
-    rounds = f"{answer['rounds']} round{'s' * (answer['rounds'] > 1)}"
-    return (
-        f"{'A quick run, which says little: ' * answer['quick']}medians of up to {rounds}, with quartiles. "
+    words = [f"Medians of up to {answer['rounds']} round{'s' * (answer['rounds'] > 1)}, with quartiles."]
+    if answer["quick"]:
+        words.append("A quick run, which says little.")
+    if not answer["complete"]:
+        words.append("Ended before all was measured.")
+    if around["load_before"][0] > around["cpus"] / 2:
+        words.append(
+            "**The machine had other work to do meanwhile**: trust no figure in seconds, and ratios of CPU most."
+        )
+    words.append(
         f"{around['date'][:10]}, {around['cpus']} cores of {around['processor'] or around['machine']}, load "
         f"{around['load_before'][0]} before the start, {around['system']}, Python {around['python']}, {server}, "
         f"greenorm {around['greenorm']}, {versions}."
     )
+    return " ".join(words)
