@@ -17,7 +17,7 @@ from benchmarks.harness.rounds import CONNECTIONS, Bench
 from benchmarks.harness.workers import Died, Worker
 
 CLIENTS = 50
-DELAYS = (0, 2)
+DELAYS, QUICK_DELAYS = (0, 2), (2,)
 DURATION, QUICK_DURATION = 3.0, 0.5
 WARM_UP = 0.5
 MOST_ROUNDS = 7
@@ -90,7 +90,7 @@ def measure(bench: Bench) -> Iterator[list[Row]]:
         load = Worker("benchmarks.harness.load")
         stack.callback(load.end)
         pinned = sites.pin(load.pid, 1)
-        for delay in DELAYS:
+        for delay in QUICK_DELAYS if bench.quick else DELAYS:
             yield _compare(bench, present, load, delay, pinned)
 
 

@@ -71,7 +71,7 @@ def _compare(bench: Bench, contenders: list[known.Contender], clients: int, dela
                     "get",
                     REQUESTS,
                     number,
-                    apart=True,
+                    apart=not bench.quick,
                     delay=delay,
                     clients=clients,
                     duration=duration,

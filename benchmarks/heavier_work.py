@@ -39,9 +39,8 @@ def _stream(bench: Bench, contenders: list[known.Contender]) -> list[Row]:
                 number * len(contenders) + index, rounds * len(contenders), f"stream: {contender.label}"
             )
             # As a client, so that a ticker runs beside it.
-            found = bench.turn(
-                contender, "stream", 1, 0, apart=True, rows=bench.place.streamed, clients=1, connections=1
-            )
+            rows = bench.place.streamed
+            found = bench.turn(contender, "stream", 1, 0, apart=not bench.quick, rows=rows, clients=1, connections=1)
             if found:
                 outcome, watched = found
                 seen[contender.label].append(

@@ -32,13 +32,21 @@ CASES = [
     ("await_", known.GREENORM),
     ("tasks", known.GREENORM),
 ]
+QUICK_CASES = [
+    ("connection", known.GREENORM),
+    ("connection", known.THREADS_20),
+    ("connection", known.SQLALCHEMY_PSYCOPG),
+    ("await_", known.GREENORM),
+    ("tasks", known.GREENORM),
+]
 
 
 def measure(bench: Bench) -> Iterator[list[Row]]:
     """Yield a row for each thing that is waited for and contender."""
     count = QUICK_COUNT if bench.quick else COUNT
-    present = bench.present([contender for _, contender in CASES])
-    cases = [case for case in CASES if case[1] in present]
+    asked = QUICK_CASES if bench.quick else CASES
+    present = bench.present([contender for _, contender in asked])
+    cases = [case for case in asked if case[1] in present]
     rounds = min(bench.rounds, MOST_ROUNDS)
     seen: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for number in range(rounds):
