@@ -21,22 +21,22 @@ PATIENCE = 3600.0
 
 
 async def _get(pk: int) -> Any:
-    return await Item.async_objects.aget(pk=pk)  # type: ignore[attr-defined]
+    return await Item.async_objects.aget(pk=pk)
 
 
 async def _get_many(pks: list[int]) -> list[Any]:
-    return [await Item.async_objects.aget(pk=pk) for pk in pks]  # type: ignore[attr-defined]
+    return [await Item.async_objects.aget(pk=pk) for pk in pks]
 
 
 async def _list(count: int, first: int) -> list[Any]:
-    items = Item.async_objects.filter(pk__gte=first, pk__lt=first + count).order_by("pk")  # type: ignore[attr-defined]
+    items = Item.async_objects.filter(pk__gte=first, pk__lt=first + count).order_by("pk")
     return [item async for item in items]
 
 
 @async_atomic
 async def _write(pk: int) -> None:
-    await Entry.async_objects.acreate(counter_id=pk, note="written")  # type: ignore[attr-defined]
-    await Counter.async_objects.filter(pk=pk).aupdate(value=F("value") + 1)  # type: ignore[attr-defined]
+    await Entry.async_objects.acreate(counter_id=pk, note="written")
+    await Counter.async_objects.filter(pk=pk).aupdate(value=F("value") + 1)
 
 
 @asynccontextmanager

@@ -47,9 +47,9 @@ def configure(target: Target, engine: str, **options: Any) -> None:
     """Let Django's default alias be another server, with another ENGINE. Closes what is open in this thread."""
     connections.close_all()
     settings = {**database_settings(target.dsn, **options), "ENGINE": engine}
-    connections.settings = connections.configure_settings({"default": settings})  # type: ignore[misc]
+    connections.settings = connections.configure_settings({"default": settings})
     for alias in connections:
-        if hasattr(connections._connections, alias):  # type: ignore[attr-defined]
+        if hasattr(connections._connections, alias):
             del connections[alias]
 
 
@@ -57,7 +57,7 @@ def configure(target: Target, engine: str, **options: Any) -> None:
 def _sync(engine: str, target: Target) -> Generator[Works]:
     configure(target, engine)
     try:
-        yield FUNCTIONS  # type: ignore[misc]
+        yield FUNCTIONS
     finally:
         connection.close()
 
@@ -75,7 +75,7 @@ def _each(call: Callable[..., Awaitable[Any]]) -> Works:
 
 def _close_pool() -> None:
     connection.close()
-    connection.close_pool()  # type: ignore[attr-defined]
+    connection.close_pool()
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ from .works import WORKS, Reference, plain
 Do: TypeAlias = Callable[[Any], Awaitable[Any]]
 # How often, in seconds, the event loop is asked whether it is there.
 TICK = 0.005
-# Results that are kept to be compared: of what is timed as a whole, from the warm-up; of each client's work, the first.
+# Results that are compared: of what is timed as a whole, from the warm-up, and the last; of clients, the first.
 FEW = 3
 KEPT = 1_000
 
@@ -144,9 +144,11 @@ def do_in_sync(do: Callable[[Any], Any], order: Order) -> Outcome:
     if order.clients:
         _do_as_client(do, requests, order.duration, outcome)
     else:
+        result = None
         for request in requests:
-            do(request)
+            result = do(request)
         outcome.done = len(requests)
+        outcome.results.append((requests[-1], result))
     outcome.seconds, outcome.cpu = time.perf_counter() - since, time.process_time() - cpu
     return outcome
 
@@ -169,10 +171,12 @@ async def do_in_turn(do: Do, order: Order) -> Outcome:
         await do(request)
     gc.collect()
     since, cpu = _clock()
+    result = None
     for request in requests:
-        await do(request)
+        result = await do(request)
     outcome.seconds, outcome.cpu = time.perf_counter() - since, time.process_time() - cpu
     outcome.done = len(requests)
+    outcome.results.append((requests[-1], result))
     return outcome
 
 

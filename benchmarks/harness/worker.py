@@ -52,7 +52,7 @@ def main(process: str) -> None:
 
 def _answered(do: Any, *args: Any) -> dict[str, Any]:
     try:
-        return do(*args)  # type: ignore[no-any-return]
+        return do(*args)
     except Exception as exc:
         return {"error": "".join(traceback.format_exception_only(exc)).strip(), "traceback": traceback.format_exc()}
 
