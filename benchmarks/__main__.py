@@ -3,74 +3,119 @@
 from __future__ import annotations
 
 import argparse
-import json
-import pkgutil
+import signal
 import sys
 from importlib import import_module
-from types import ModuleType
+from pathlib import Path
+from time import monotonic
 
 from rich.console import Console
+from rich.markdown import Markdown
 
-import benchmarks
-from greenorm.demo import report
-from greenorm.demo.measure import Row
+from benchmarks import QUESTIONS
+from benchmarks.harness import figures, plots, tables
+from benchmarks.harness.figures import Row
+from benchmarks.harness.place import prepared
+from benchmarks.harness.rounds import Bench
+from benchmarks.harness.workers import Workers
 from greenorm.demo.server import ServerFailed
-from greenorm.demo.stage import Stage, perform
+from greenorm.demo.steps import Steps
 
-ROUNDS = 7
-# Of the usual work, where it is to be quick.
-QUICK_SHARE = 0.1
-# Columns that a table with its spread takes, where no terminal says what there is.
-WIDTH = 150
+RESULTS = Path(__file__).with_name("results")
+QUICK_RESULTS = RESULTS / "quick"
+ROUNDS, QUICK_ROUNDS = 9, 1
+# Rows that are streamed.
+STREAMED, QUICK_STREAMED = 1_000_000, 20_000
 
 
 def main() -> int:
-    questions = [module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != "__main__"]
-    parser = argparse.ArgumentParser("python -m benchmarks", description=benchmarks.__doc__)
-    parser.add_argument(
-        "questions", nargs="*", metavar="QUESTION", help=f"of {', '.join(questions)}; all, if none is given"
+    """Do what the command line says, and return the exit code: 1 if a contender failed, 2 if nothing can be done."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks",
+        description="Measures greenorm beside its alternatives, and writes the figures as JSON, as a table in Markdown "
+        "and as plots. A question that is asked again replaces its own figures only.",
     )
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"turns of each contender, {ROUNDS} unless given")
-    parser.add_argument("--quick", action="store_true", help="do a tenth of the work, to see whether it runs")
-    parser.add_argument("--json", action="store_true", help="write the figures as JSON")
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"of {', '.join(QUESTIONS)}; all, if none")
+    parser.add_argument(
+        "--rounds", type=int, help=f"turns of each contender, {ROUNDS} unless given; quick {QUICK_ROUNDS}"
+    )
+    parser.add_argument("--quick", action="store_true", help="take about a minute, for figures that say little")
+    parser.add_argument("--only", action="append", metavar="NAME", help="contenders to be compared; may be repeated")
+    parser.add_argument("--output", type=Path, metavar="DIRECTORY", help="where the figures go and are read")
+    parser.add_argument(
+        "--report", action="store_true", help="measure nothing: write tables and plots from the figures"
+    )
     chosen = parser.parse_args()
-    if unknown := set(chosen.questions) - set(questions):
-        parser.error(f"there is no question {', '.join(sorted(unknown))}; there is {', '.join(questions)}")
-    asked = {name: import_module(f"benchmarks.{name}") for name in chosen.questions or questions}
-    share = QUICK_SHARE if chosen.quick else 1.0
-
-    async def act(stage: Stage) -> tuple[Stage, dict[str, list[Row]]]:
-        answers = {}
-        for name, question in asked.items():
-            stage.steps.begin(name)
-            answers[name] = await question.measure(stage, chosen.rounds, share)
-        return stage, answers
-
+    if unknown := set(chosen.questions) - set(QUESTIONS):
+        parser.error(f"there is no question {', '.join(sorted(unknown))}; there is {', '.join(QUESTIONS)}")
+    output = chosen.output or (QUICK_RESULTS if chosen.quick else RESULTS)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    failed: dict[str, str] = {}
     try:
-        stage, answers = perform(act)
+        if not chosen.report:
+            rounds = chosen.rounds or (QUICK_ROUNDS if chosen.quick else ROUNDS)
+            failed = _measure(chosen.questions or list(QUESTIONS), rounds, chosen.quick, chosen.only, output)
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted; what had been answered before is kept.\n")
+        return 130
+    _report(output)
+    return 1 if failed else 0
+
+
+def _measure(questions: list[str], rounds: int, quick: bool, only: list[str] | None, output: Path) -> dict[str, str]:
+    failed: dict[str, str] = {}
+    try:
+        with Steps() as steps:
+            steps.begin("Starting PostgreSQL, filling tables")
+            with prepared(QUICK_STREAMED if quick else STREAMED) as place:
+                for question in questions:
+                    steps.begin(question)
+                    with Workers() as workers:
+                        bench = Bench(place, workers, steps, rounds, quick, only)
+                        _answer(bench, question, output)
+                    failed |= bench.failed
     except (ImportError, ServerFailed) as exc:
         sys.stderr.write(f"{exc}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    if chosen.json:
-        plain = {name: [report.plain(row) for row in rows] for name, rows in answers.items()}
-        sys.stdout.write(json.dumps({"surroundings": report.surroundings(stage), "answers": plain}, indent=2) + "\n")
-    else:
-        _tell(asked, answers, report.surroundings(stage), chosen.rounds)
-    return 0
+        sys.exit(2)
+    for turn, reason in failed.items():
+        sys.stderr.write(f"Failed: {turn}: {reason}\n")
+    return failed
 
 
-def _tell(asked: dict[str, ModuleType], answers: dict[str, list[Row]], around: dict[str, object], rounds: int) -> None:
+def _answer(bench: Bench, question: str, output: Path) -> None:
+    """Write the figures after each situation, so that an end before the end loses no more than one."""
+    since = monotonic()
+    rows: list[Row] = []
+    answer = {
+        "question": question,
+        "surroundings": figures.surroundings(bench.place.schema.server_version, bench.place.embedded),
+        "quick": bench.quick,
+        "rounds": bench.rounds,
+        "complete": False,
+        "rows": rows,
+    }
+    for more in import_module(f"benchmarks.{question}").measure(bench):
+        rows += more
+        figures.write(output, question, {**answer, **bench.absent()})
+    answer |= {"complete": True, "seconds": round(monotonic() - since, 1)}
+    figures.write(output, question, {**answer, **bench.absent()})
+
+
+def _report(output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    drawn = plots.draw_all(output)
+    text = tables.report(output, drawn)
+    written = tables.put_into_readme(RESULTS.parent / "README.md", text) if output == RESULTS else output / "README.md"
+    if output != RESULTS:
+        written.write_text(text)
     console = Console(highlight=False)
-    console = console if console.is_terminal else Console(highlight=False, width=WIDTH)
-    for name, rows in answers.items():
-        console.print(f"[bold]{str(asked[name].__doc__).splitlines()[0]}[/bold]\n")
-        console.print(report.table(rows, spread=True))
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        sys.stdout.write(text)
     console.print(
-        f"\nMedian of {rounds} rounds (of stalls, threads and connections the highest), lowest..highest round."
+        f"Figures: {output}; tables: {written}" + ("" if drawn else "; no plots: matplotlib is not installed")
     )
-    console.print(f"{report.sentence(around)} {around['date']}")
 
 
 if __name__ == "__main__":

@@ -185,24 +185,6 @@ def test_demo_works_in_a_schema_of_its_own_and_drops_it(
 
 
 @pytest.mark.no_database
-def test_benchmarks_answer_every_question() -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "benchmarks", "--quick", "--rounds", "1", "--json"],
-        cwd=Path(__file__).parents[1],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    answers = json.loads(done.stdout)["answers"]
-    assert "concurrency" in answers
-    for rows in answers.values():
-        assert {row["contender"] for row in rows} >= {"greenorm.run"}
-
-
-@pytest.mark.no_database
 @pytest.mark.parametrize("moment", ["Starting PostgreSQL", "Migrating", "Loading the world", "Measuring"])
 def test_ctrl_c_leaves_no_server_and_no_file(place: Path, moment: str) -> None:
     process, terminal = start_in_terminal(["demo"], environment(place))

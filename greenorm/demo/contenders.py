@@ -61,8 +61,9 @@ async def _many_threads() -> AsyncGenerator[Call]:
 
     def connect() -> None:
         all_started.wait(START_SECONDS)
-        wrappers.append(connections[DEFAULT_DB_ALIAS])
-        wrappers[-1].ensure_connection()
+        wrapper = connections[DEFAULT_DB_ALIAS]
+        wrappers.append(wrapper)  # whose last one may be another thread's already
+        wrapper.ensure_connection()
 
     def disconnect() -> None:
         for wrapper in wrappers:
