@@ -19,7 +19,7 @@ from pwd import getpwnam
 from typing import Any
 
 # Their data live for one test, so that losing them in a crash is no loss.
-SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "max_connections": "60"}
+SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "60"}
 # Seconds that a start, a stop or a copy may take.
 PATIENCE = 60
 
@@ -126,6 +126,21 @@ def cluster(
     with own_directory(purpose) as directory:
         made = Cluster(programs, directory, settings, tcp=tcp)
         made.init()
+        try:
+            made.start()
+            yield made
+        finally:
+            made.stop()
+
+
+@contextmanager
+def replica_of(primary: Cluster) -> Iterator[Cluster]:
+    """Run, for the block, a server that follows `primary` by streaming replication, and delete it."""
+    with own_directory("replica") as directory:
+        made = Cluster(primary.programs, directory)
+        where = ("-h", primary.directory, "-p", primary.port, "-U", "postgres")
+        # -R: what is copied is made a standby, which knows where its primary is.
+        made.call("pg_basebackup", "-D", made.data, *where, "-R", "-X", "stream", "-c", "fast", "--no-sync")
         try:
             made.start()
             yield made
