@@ -75,6 +75,8 @@ class _Block:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if not self._entered:
+            raise RuntimeError(f"{type(self).__name__.lower()}() was left without having been entered")
         task = asyncio.current_task() if loop_is_running() else None
         index = next((i for i, mine in reversed([*enumerate(self._entered)]) if mine.task is task), -1)
         mine = self._entered.pop(index)

@@ -23,7 +23,7 @@ from typing import Any, TypeVar, cast
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from .errors import Abandoned, NotInRun
+from .errors import Abandoned, NoEventLoop, NotInRun
 
 T = TypeVar("T")
 
@@ -128,6 +128,18 @@ def loop_is_running() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop that runs in this thread. Raises NoEventLoop where there is none."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise NoEventLoop(
+            "no running event loop: greenorm works in asyncio (with uvloop, too), and not in trio. From sync code "
+            "write `asyncio.run(main())`, where main is async and awaits greenorm; code that needs no other task "
+            "beside it is plain Django, and is called as it is."
+        ) from None
 
 
 @types.coroutine

@@ -19,7 +19,6 @@ import psycopg
 from django.core.exceptions import ImproperlyConfigured
 
 from .bridge import collecting, dying, in_run, loop_is_running
-from .errors import StaleCursor
 
 if TYPE_CHECKING:
     from .driver import AsyncConnection, Connection
@@ -51,10 +50,7 @@ class _SyncLooking(_AnyCursor):  # type: ignore[misc]  # reason: see _AnyCursor
         session = self._conn
         if self._borrow != session.borrow:
             coro.close()
-            raise StaleCursor(
-                f"{self!r} was used after its connection had gone back to the pool. "
-                "Use a cursor within the run, or the greenorm.atomic() or connection() block, that opened it."
-            )
+            session.refuse_former(self._borrow, self)
         return session.call(coro)
 
     @property

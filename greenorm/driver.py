@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -31,7 +32,7 @@ from psycopg.waiting import Wait
 
 from .bridge import DYING, INTERRUPTS, drive, in_run, loop_is_running, to_completion
 from .cursors import bridged, with_additions
-from .errors import ConnectionInUse, NotInRun
+from .errors import ConnectionInUse, NotInRun, StaleCursor
 from .readiness import readiness, ready_now
 
 if TYPE_CHECKING:
@@ -81,8 +82,10 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     # Counted by the cursors: those not closed yet, and the server-side ones among them.
     open_cursors: int = 0
     open_portals: int = 0
-    # Changes with each borrower, so that a cursor of a former one is told apart.
+    # Changes with each borrower, so that a cursor or face of a former one is told apart.
     borrow: int = 0
+    # The process that it is of: a forked one has the socket too, and must not use it.
+    opened_by: int = 0
     # Told of an interrupt that passed through, so that the borrower's transaction is never committed.
     on_interrupt: Callable[[BaseException], None] | None = None
     # The sync cursor classes of the face, as Django's settings name them.
@@ -104,7 +107,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
 
     def __init__(self, pgconn: Any, row_factory: Any = tuple_row) -> None:
         super().__init__(pgconn, row_factory)
-        self.__dict__.update(_async_parts(self))
+        self.__dict__.update(_async_parts(self), opened_by=os.getpid())
 
     def __del__(self, __warn: Any = None) -> None:
         # The pool closes what it opened; nobody else is meant to.
@@ -130,9 +133,30 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             self._with_additions = *key, with_additions(*key)
         return self._with_additions[2]
 
+    def new_face(self) -> Connection:
+        """Return the face for a new borrower. What a former one has kept is refused from now on."""
+        self.borrow += 1
+        self._face = None
+        return self.face
+
+    def refuse_former(self, borrow: int, what: object) -> None:
+        """Raise StaleCursor unless `what` is of the present borrower of this session."""
+        if borrow == self.borrow:
+            return
+        if self.opened_by != os.getpid():
+            raise StaleCursor(
+                f"{what!r} belongs to the parent of this process, which was forked while it was in use. "
+                "Start processes before connections are used, or with the start method 'spawn'; in a forked one run "
+                "new code in an event loop of its own: `asyncio.run(greenorm.run(fn))`."
+            )
+        raise StaleCursor(
+            f"{what!r} was used after its connection had gone back to the pool. "
+            "Use it within the run, or the greenorm.atomic() or connection() block, that opened it."
+        )
+
     @property
     def face(self) -> Connection:
-        """The sync face of this session; the same object for as long as anybody holds it."""
+        """The sync face of this session; the same object for as long as its borrower holds it."""
         face = None if self._face is None else self._face()
         if face is None:
             face = Connection(self)
@@ -296,7 +320,9 @@ def adopt(conn: psycopg.Connection[Any], take_up: Callable[[], Awaitable[object]
         again.session.__dict__.update(_state(conn))
         return cast("Connection", again)
     session = _Adopted.__new__(_Adopted)
-    session.__dict__.update(_state(conn), **_async_parts(session), face_cursor_factory=conn.cursor_factory)
+    session.__dict__.update(
+        _state(conn), **_async_parts(session), face_cursor_factory=conn.cursor_factory, opened_by=os.getpid()
+    )
     session.take_up = take_up
     return session.face
 
@@ -327,14 +353,16 @@ class Connection(psycopg.Connection[Any]):
     user's own cursor class) goes through `wait`, and so works unchanged.
     """
 
-    __slots__ = ("session",)
+    __slots__ = ("borrow", "session")
 
     session: AsyncConnection
+    borrow: int
 
     def __init__(self, session: AsyncConnection) -> None:
         # One state, two faces: autocommit, adapters, prepared statements and handlers are never out of step.
         self.__dict__ = session.__dict__
         self.session = session
+        self.borrow = session.borrow
 
     def __del__(self, __warn: Any = None) -> None:
         pass
@@ -350,10 +378,12 @@ class Connection(psycopg.Connection[Any]):
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Consume a generator that operates on the connection, awaited by the session."""
+        self.session.refuse_former(self.borrow, self)
         return self.session.call(self.session.wait(gen, interval, timeout))
 
     def cursor(self, name: str = "", **options: Any) -> Any:
         """Return a sync-looking AsyncCursor. Mirrors Connection.cursor, psycopg 3.3."""
+        self.session.refuse_former(self.borrow, self)
         self._check_connection_ok()
         binary = options.pop("binary", False)
         if name:
@@ -372,19 +402,23 @@ class Connection(psycopg.Connection[Any]):
 
     def commit(self) -> None:
         """Commit, to the end: a cancellation that arrives meanwhile is raised after on_commit has run."""
+        self.session.refuse_former(self.borrow, self)
         self.session.call_to_completion(self.session.commit())
 
     def rollback(self) -> None:
         """Roll back, to the end: a cancellation that arrives meanwhile is raised afterwards."""
+        self.session.refuse_former(self.borrow, self)
         self.session.call_to_completion(self.session.rollback())
 
     def cancel_safe(self, *, timeout: float = 30.0) -> None:
         """Cancel the running statement; `timeout` in seconds."""
+        self.session.refuse_former(self.borrow, self)
         if in_run():
             self.session.call(self.session.cancel_safe(timeout=timeout))
         else:
             super().cancel_safe(timeout=timeout)
 
     def close(self) -> None:
-        """Close the connection to the server. Never waits."""
-        self.session.abandon()
+        """Close the connection to the server, unless it has another borrower by now. Never waits."""
+        if self.borrow == self.session.borrow:
+            self.session.abandon()

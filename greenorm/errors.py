@@ -39,4 +39,8 @@ class Abandoned(GreenormError, InterfaceError):
 
 
 class StaleCursor(GreenormError, InterfaceError):
-    """A cursor was used after its connection went back to the pool: use it within the run that opened it."""
+    """A cursor or psycopg connection was used after it went back to the pool: use it within the run that opened it."""
+
+
+class NoEventLoop(GreenormError, RuntimeError):
+    """A call needs asyncio's event loop, and none runs here: let `asyncio.run(...)` run the coroutine."""

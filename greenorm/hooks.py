@@ -6,6 +6,8 @@ Nothing is hooked at import. `install` is called by the first run, is idempotent
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import django.utils.asyncio
 from django.db import connections
 
-from . import bridge, testing
+from . import bridge, testing, touch
 
 if TYPE_CHECKING:
     from .scope import Scope
@@ -62,7 +64,10 @@ def _running_loop_of_async_code() -> asyncio.AbstractEventLoop:
     """Answer Django's `async_unsafe`: sync code on the ORM side is not async code, although a loop is running."""
     if bridge.in_run():
         raise RuntimeError("no running event loop for sync code inside a run")
-    return _get_running_loop()
+    loop = _get_running_loop()
+    if not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
+        raise touch.refusal(sys._getframe(1))  # where Django would raise SynchronousOnlyOperation, its parent
+    return loop
 
 
 def install() -> None:

@@ -83,12 +83,13 @@ class Reading(Generic[T]):
             return
         mine = self.scope
         assert mine is not None
-        if not loop_is_running() or not all(pool.keeps for pool in pools().values()):
-            mine.end()  # there will be no time to wait
+        here = asyncio.get_running_loop() if loop_is_running() else None
+        if here is not mine.loop or not all(pool.keeps for pool in pools().values()):
+            mine.end()  # there will be no time to wait, or nobody to do it
             return
         if mine.users == 1:
             mine.close_to_joiners()  # the task's next run must not meet the cursor's end
-        task = asyncio.get_running_loop().create_task(tasks.work_in(mine, self.close))
+        task = mine.loop.create_task(tasks.work_in(mine, self.close))
         finishing.add(task)
         task.add_done_callback(functools.partial(_closed, mine))
 

@@ -24,7 +24,7 @@ from weakref import ReferenceType, ref
 from psycopg.waiting import Wait
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from .bridge import collecting, drive, dying, in_run
+from .bridge import collecting, drive, dying, in_run, running_loop
 from .driver import IDLE, AsyncConnection, Connection
 from .pool_options import Callback, PoolOptions, PoolStats
 from .readiness import ready_now
@@ -118,7 +118,7 @@ class Pool:
         if self._check is None:
             return True
         try:
-            self._check(session.face)
+            self._check(session.new_face())
         except Exception as exc:
             logger.info("%s: a connection failed its check and is replaced: %s", self._title(), exc)
             return False
@@ -204,8 +204,7 @@ class Pool:
 
     def _lend(self, session: AsyncConnection) -> Connection:
         self._borrowed += 1
-        session.borrow += 1
-        return session.face
+        return session.new_face()
 
     # Giving back
 
@@ -253,7 +252,10 @@ class Pool:
                 session.call_to_completion(_close_portals(session))
             session.restore()
             if self.options.reset is not None:
-                self.options.reset(session.face)
+                face = session.new_face()
+                self.options.reset(face)
+                if self._configure is not None:
+                    self._configure(face)  # time zone and role are of the session, and may be gone
         except Exception as exc:
             logger.warning("%s: a connection could not be cleaned and is closed: %s", self._title(), exc)
             return False
@@ -376,8 +378,8 @@ _of_parent: list[object] = []
 
 
 def pools() -> dict[tuple[Any, ...], Pool]:
-    """Return the pools of the running event loop, by key. Raises RuntimeError where no loop is running."""
-    loop = asyncio.get_running_loop()
+    """Return the pools of the running event loop, by key. Raises NoEventLoop where none is running."""
+    loop = running_loop()
     of_loop = _pools.get(loop)
     if of_loop is None:
         _sweep()
@@ -399,9 +401,20 @@ def _sweep() -> None:
             pool.abandon()
 
 
+class _OfParent:
+    """Takes back, in a forked process, what its parent has borrowed."""
+
+    def putconn(self, conn: Connection) -> None:
+        """Do nothing: the session is the parent's."""
+
+
 def _forget() -> None:
     global _pools
     _of_parent.append(_pools)
+    for pool in [pool for of_loop in _pools.values() for pool in of_loop.values()]:
+        for session in pool._in_use:  # by a run that has been forked too: it must not write to the parent's socket
+            session.borrow += 1
+            session.pool = _OfParent()
     _pools = {}
 
 

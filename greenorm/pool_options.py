@@ -34,8 +34,21 @@ class PoolOptions:
     name: str = "pool"
 
     def __post_init__(self) -> None:
-        if self.min_size < 0:
-            raise ValueError(f"min_size is {self.min_size}, but cannot be negative")
+        for names, kind, what in [
+            (("min_size", "limit", "max_waiting"), int, "a whole number"),
+            (("timeout", "max_lifetime", "max_idle"), (int, float), "a number of seconds"),
+        ]:
+            for name in names:
+                value, shown = getattr(self, name), "max_size" if name == "limit" else name
+                if not isinstance(value, kind):
+                    raise TypeError(f"{shown} is {value!r}, but must be {what}")
+                if value < 0:
+                    raise ValueError(f"{shown} is {value}, but cannot be negative")
+        if not self.timeout:
+            raise ValueError("timeout is 0, but connecting takes time: give it some seconds")
+        for name in ("check", "reset"):
+            if not (getattr(self, name) is None or callable(getattr(self, name))):
+                raise TypeError(f"{name} is {getattr(self, name)!r}, but must be a function that takes a connection")
         if self.limit < max(1, self.min_size):
             raise ValueError(f"max_size is {self.limit}, but must be at least 1 and at least min_size, {self.min_size}")
 

@@ -12,6 +12,7 @@ serve a run although sync code has opened its transaction (`join_run`, `leave_ru
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -39,7 +40,8 @@ class Scope:
     """The wrappers that one task sees, by alias, for as long as somebody uses them."""
 
     def __init__(self, parent: Scope | None) -> None:
-        self.task = asyncio.current_task()
+        self.loop = bridge.running_loop()
+        self.task = asyncio.current_task(self.loop)
         self.parent = parent  # the scope of another task, that this one inherited; or an outer one that has ended
         self.wrappers: dict[str, Any] = {}
         self.joined: dict[str, Share] = {}  # what is another's, and used in turns
@@ -236,3 +238,13 @@ def _refuse_blocking(alias: str, wrapper: Any, *_: Any) -> None:
 
 def _name(task: asyncio.Task[Any] | None) -> str:
     return f"task {task.get_name()!r}" if task is not None else "a task"
+
+
+def _forget() -> None:
+    for scope in open_scopes.values():
+        scope.ended = True
+    open_scopes.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)  # what a forked task inherits is the parent's

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from asgiref.sync import AsyncToSync
 
 from . import bridge, sharing, turns
+from .errors import Abandoned, SharedScope
 from .scope import Scope, open_scopes
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ def is_left_out(wrapper: Any) -> bool:
 
 def own() -> Scope | None:
     """Return the scope that this task has open, or None."""
-    return open_scopes.get(asyncio.current_task())
+    return open_scopes.get(asyncio.current_task(bridge.running_loop()))
 
 
 def own_or_new() -> Scope:
@@ -60,6 +61,8 @@ async def work_in(scope: Scope, job: Callable[[], T], always: bool = False) -> T
     Where the job must wait for its turn, it is done `always`, or not if the task is cancelled meanwhile.
     """
     outer, was_open = _current.get(), scope.users > 0
+    if was_open and scope.loop is not asyncio.get_running_loop():
+        _refuse_other_loop(scope)
     if (wait := sharing.turn_in(scope)) is not None:
         job = partial(_in_turn, wait.turn, scope, job, always)
     if outer is not scope:
@@ -72,6 +75,14 @@ async def work_in(scope: Scope, job: Callable[[], T], always: bool = False) -> T
         if (was_open or scope.ended) and _current.get() is scope:
             # Tasks may share a context: what another one has set is to be found there again.
             _current.set(scope.parent if outer is scope and scope.ended else outer)
+
+
+def _refuse_other_loop(scope: Scope) -> NoReturn:
+    what = "A block or an iteration of greenorm was used in an event loop other than the one that it was begun in"
+    if not scope.loop.is_closed():
+        raise SharedScope(f"{what}, which still runs: go on with it there, or begin another one here.")
+    scope.end()
+    raise Abandoned(f"{what}, and that is closed: end it before its loop ends. Its connection has been closed.")
 
 
 async def work(job: Callable[[], T]) -> T:

@@ -1,6 +1,7 @@
 """A real PostgreSQL for the tests, and two Django aliases on it.
 
-GREENORM_TEST_DSN names a server where the role may create databases; without it an embedded one is started.
+GREENORM_TEST_DSN names a server where the role may create databases; without it an embedded one is started. With
+GREENORM_TEST_PGBOUNCER=1 a PgBouncer in transaction pooling is put in between.
 """
 
 from __future__ import annotations
@@ -28,14 +29,21 @@ from greenorm.demo.server import database_settings, embedded_server
 from greenorm.integrations import async_methods as hook
 from greenorm.integrations import blocking
 from tests.servers import system_server, with_postgis
+from tests.stress import behind_pgbouncer
 
 _stack = ExitStack()
+# Where the server itself is reached, whatever stands between it and Django.
+_server = {"dsn": ""}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     dsn = os.environ.get("GREENORM_TEST_DSN") or _stack.enter_context(embedded_server())
+    _server["dsn"] = dsn
     names = [f"greenorm_{os.getpid()}", f"greenorm_{os.getpid()}_other"]
     _stack.enter_context(Databases(dsn, names))
+    pooled = behind_pgbouncer.SETTINGS if behind_pgbouncer.WANTED else {}
+    if pooled:
+        dsn = _stack.enter_context(behind_pgbouncer.pgbouncer(dsn))
     default, other = (make_conninfo(dsn, dbname=name) for name in names)
     aliases = {}
     apps = ["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.sessions"]
@@ -49,8 +57,8 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.configure(
         DATABASES={
             **aliases,
-            "default": database_settings(default, pool={"min_size": 0, "max_size": 4}),
-            "other": database_settings(other),
+            "default": {**database_settings(default, pool={"min_size": 0, "max_size": 4}), **pooled},
+            "other": {**database_settings(other), **pooled},
             "local": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"},
         },
         INSTALLED_APPS=apps,
@@ -71,6 +79,11 @@ def pytest_configure(config: pytest.Config) -> None:
         call_command("createcachetable", database=alias)
         connections[alias].close()
         connections[alias].close_pool()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if behind_pgbouncer.WANTED:
+        behind_pgbouncer.mark(items)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -106,23 +119,19 @@ def pytest_asyncio_loop_factories(
 @pytest.fixture
 def admin() -> Iterator[psycopg.Connection]:
     """A connection that watches: outside of Django, of greenorm and of the test's loop."""
-    params = connections["default"].get_connection_params()
-    params = {name: params[name] for name in ("dbname", "user", "password", "host", "port") if name in params}
-    with psycopg.connect(**params, autocommit=True) as conn:
+    with watcher("default") as conn:
         yield conn
+
+
+def watcher(alias: str, **options: str) -> psycopg.Connection:
+    return psycopg.connect(_server["dsn"], dbname=connections[alias].settings_dict["NAME"], autocommit=True, **options)
 
 
 @pytest.fixture(scope="session")
 def cleaners() -> Iterator[list[psycopg.Connection]]:
     """A connection to each test database, for what has nothing to do with a test."""
     with ExitStack() as stack:
-        cleaners = []
-        for alias in ("default", "other"):
-            params = connections[alias].get_connection_params()
-            params = {name: params[name] for name in ("dbname", "user", "password", "host", "port") if name in params}
-            conn = psycopg.connect(**params, autocommit=True, application_name="cleaner")
-            cleaners.append(stack.enter_context(conn))
-        yield cleaners
+        yield [stack.enter_context(watcher(alias, application_name="cleaner")) for alias in ("default", "other")]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ PACKAGE = Path(greenorm.__file__).parent
 LAYERS = [
     ["errors"],
     ["bridge"],
-    ["readiness", "cursors"],
+    ["readiness", "cursors", "touch"],
     ["driver"],
     ["pool_options"],
     ["pool"],

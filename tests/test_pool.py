@@ -53,7 +53,7 @@ async def test_the_last_connection_given_back_is_lent_first() -> None:
         first, second = pool.getconn(), pool.getconn()
         pool.putconn(first)
         pool.putconn(second)
-        return pool.getconn() is second
+        return pool.getconn().session is second.session
 
     assert await with_pool(job, min_size=0, max_size=2)
 

@@ -74,7 +74,7 @@ class AwaitableMixin(_Wrapper):
         """The pool that Django's code sees. Mirrors DatabaseWrapper.pool, Django 6.1."""
         if not bridge.in_run() or not isinstance(self.connection, (Connection, NoneType)):
             return super().pool  # also for what sync code, or a thread, has connected
-        return self._borrowed or self.async_pool
+        return self._borrowed or (self.connection and self.connection.session.pool) or self.async_pool
 
     @property
     def async_pool(self) -> Pool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from psycopg import Capabilities
 
@@ -32,7 +35,8 @@ def make_pool(wrapper: Any, **overrides: Any) -> Pool:
     _say_what_takes_a_thread(alias, params)
 
     async def connect() -> AsyncConnection:
-        session = await AsyncConnection.connect(**params)
+        with _names(alias):
+            session = await AsyncConnection.connect(**params)
         session.face_cursor_factory = factory
         return session
 
@@ -40,9 +44,23 @@ def make_pool(wrapper: Any, **overrides: Any) -> Pool:
         # Django composes SET ROLE with a cursor of the wrapper, so this takes one that has the connection already.
         settled = type(wrapper)(settings_dict, alias)
         settled.connection, settled._scope = conn, bridge.carried()
-        settled._configure_connection(conn)
+        with _names(alias):
+            settled._configure_connection(conn)
 
     return Pool(connect, replace(pool_options(alias, settings_dict), **overrides), configure)
+
+
+@contextmanager
+def _names(alias: str) -> Iterator[None]:
+    """Add to an error of connecting which alias it was; what libpq says names neither that nor a setting."""
+    try:
+        yield
+    except psycopg.Error as exc:
+        exc.add_note(
+            f"It was a connection of the database alias {alias!r} that could not be made: look at HOST, PORT, NAME, "
+            f"USER, PASSWORD and OPTIONS of DATABASES[{alias!r}]."
+        )
+        raise
 
 
 def pool_options(alias: str, settings_dict: dict[str, Any]) -> PoolOptions:
