@@ -13,6 +13,7 @@ import pytest
 
 from tests.site import Admin
 from tests.whole import serving as serving_module
+from tests.whole.load import at_rest, load
 from tests.whole.serving import COMMANDS, Server, serving, site_database
 
 pytestmark = [pytest.mark.no_database, pytest.mark.one_loop]
@@ -177,3 +178,14 @@ async def test_pools_open_with_the_server_and_close_with_it(name: str, database:
         assert "pools of this process are open: 'default' 2 of at most 10 connections" in log
         assert "pools of this process are closed: 'default'" in log
     assert "Traceback" not in log
+
+
+async def test_many_clients_some_of_which_leave_meet_no_error_and_leave_nothing(server: Server, site: Admin) -> None:
+    clients, _ = await load(server, clients=100, seconds=3, seed=1)
+    assert clients.errors == []
+    assert clients.counts["answered"] > 0
+    assert clients.counts["left"] > 0
+    after = await at_rest(server)
+    assert after["pool"][1:] == [0, 10, 0]
+    assert after["threads"] == []
+    await reached(lambda: running(site) == 0)
