@@ -32,6 +32,7 @@ LAYERS = [
     ["adapters", "decorator"],
     ["integrations.routing", "integrations.transaction_atomic", "integrations.awaitable_querysets"],
     ["integrations.async_methods"],
+    ["checks"],
     ["apps"],
     ["__init__"],
 ]
