@@ -12,10 +12,11 @@ class GreenormConfig(AppConfig):
 
     def ready(self) -> None:
         """Check GREENORM, and install the hooks that it asks for. Raises ImproperlyConfigured."""
-        from . import conf
+        from . import checks, conf
         from .integrations import async_methods, awaitable_querysets, transaction_atomic
 
         conf.check()
+        checks.register()
         async_methods.install()
         if conf.get("ASYNC_TRANSACTION_ATOMIC"):
             transaction_atomic.install()

@@ -32,7 +32,7 @@ LAYERS = [
     ["adapters", "decorator"],
     ["integrations.routing", "integrations.transaction_atomic", "integrations.awaitable_querysets"],
     ["integrations.async_methods", "integrations.lifespan", "integrations.bodies", "integrations.blocking"],
-    ["integrations.departure", "integrations.stalls", "integrations.metrics"],
+    ["integrations.departure", "integrations.stalls", "integrations.metrics", "checks"],
     ["integrations.asgi", "integrations.prometheus", "integrations.opentelemetry", "integrations.debug_toolbar"],
     ["apps"],
     ["__init__"],

@@ -92,15 +92,21 @@ def check_connection(conn: Connection) -> None:
     conn.execute("")
 
 
-def _say_what_takes_a_thread(alias: str, params: dict[str, Any]) -> None:
+def names_to_resolve(params: dict[str, Any]) -> Iterator[str]:
+    """Return the hosts among connection parameters that take a thread, since they are names."""
     for host in str(params.get("host") or "").split(","):
         if host and not host.startswith(("/", "@")) and not params.get("hostaddr") and not _is_address(host):
-            logger.warning(
-                "database alias %r: resolving the host name %r takes a thread of the event loop's executor each time "
-                "a connection is made. An address as HOST, or `hostaddr` in OPTIONS beside it, takes none.",
-                alias,
-                host,
-            )
+            yield host
+
+
+def _say_what_takes_a_thread(alias: str, params: dict[str, Any]) -> None:
+    for host in names_to_resolve(params):
+        logger.warning(
+            "database alias %r: resolving the host name %r takes a thread of the event loop's executor each time "
+            "a connection is made. An address as HOST, or `hostaddr` in OPTIONS beside it, takes none.",
+            alias,
+            host,
+        )
     if not Capabilities().has_cancel_safe():
         logger.warning(
             "database alias %r: this libpq is older than 17, so that cancelling a statement takes a thread. "

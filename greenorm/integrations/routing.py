@@ -111,9 +111,9 @@ def _follows_a_thread(fn: Callable[..., Any], site: str) -> bool:
 def _is_djangos_own(fn: Callable[..., Any], site: str) -> bool:
     if site == SESSIONS:
         owner: Any = getattr(fn, "__self__", None)
-        return not _store_may_block(owner if isinstance(owner, type) else type(owner))
+        return not store_may_block(owner if isinstance(owner, type) else type(owner))
     if site.startswith(CACHES):
-        return not _may_block(getattr(fn, "__self__", None))
+        return not may_block(getattr(fn, "__self__", None))
     if site.startswith(HANDLERS):
         # Sync middleware around what is async only, in a chain that is a run: asgiref hands it to who waits for it.
         return sharing.sync_code_waits() or (_is_of_django(fn) and not _uses_a_thread())
@@ -152,16 +152,16 @@ def _is_of_django(method: Callable[..., Any]) -> bool:
 
 def _middleware_may_block(middleware: Any) -> bool:
     if (alias := getattr(middleware, "cache_alias", None)) is not None:
-        return _may_block(caches[alias])
+        return may_block(caches[alias])
     if isinstance(middleware, SessionMiddleware):
-        return _store_may_block(import_module(settings.SESSION_ENGINE).SessionStore)
+        return store_may_block(import_module(settings.SESSION_ENGINE).SessionStore)
     return isinstance(middleware, BrokenLinkEmailsMiddleware)  # SMTP
 
 
-def _store_may_block(store: Any) -> bool:
+def store_may_block(store: Any) -> bool:
     from django.contrib.sessions.backends import cache, cached_db, signed_cookies
 
-    if issubclass(store, (cache.SessionStore, cached_db.SessionStore)) and _may_block(
+    if issubclass(store, (cache.SessionStore, cached_db.SessionStore)) and may_block(
         caches[settings.SESSION_CACHE_ALIAS]
     ):
         return True
@@ -171,7 +171,7 @@ def _store_may_block(store: Any) -> bool:
     return not issubclass(store, (cache.SessionStore, signed_cookies.SessionStore))
 
 
-def _may_block(cache: Any) -> bool:
+def may_block(cache: Any) -> bool:
     if isinstance(cache, BaseDatabaseCache):
         return not all(map(can_await, _routed(cache.cache_model_class, {})))
     return not isinstance(cache, (LocMemCache, DummyCache))
