@@ -34,7 +34,9 @@ LAYERS = [
     ["integrations.async_methods", "integrations.lifespan", "integrations.bodies", "integrations.blocking"],
     ["integrations.departure", "integrations.stalls", "integrations.metrics", "checks"],
     ["integrations.asgi", "integrations.prometheus", "integrations.opentelemetry", "integrations.debug_toolbar"],
-    ["apps"],
+    ["apps", "management.scan", "management.bench", "management.shown"],
+    ["management.doctor"],
+    ["management.commands.greenorm"],
     ["__init__"],
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

@@ -5,6 +5,7 @@ All have the same settings and the same number of connections to use; each close
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -55,9 +56,9 @@ async def _one_thread() -> AsyncGenerator[Call]:
 
 
 @asynccontextmanager
-async def _many_threads() -> AsyncGenerator[Call]:
+async def _many_threads(count: int) -> AsyncGenerator[Call]:
     wrappers: list[BaseDatabaseWrapper] = []
-    all_started = threading.Barrier(THREADS)
+    all_started = threading.Barrier(count)
 
     def connect() -> None:
         all_started.wait(START_SECONDS)
@@ -73,18 +74,23 @@ async def _many_threads() -> AsyncGenerator[Call]:
     def call(fn: Callable[..., Any], *args: Any) -> Awaitable[Any]:
         return sync_to_async(fn, thread_sensitive=False, executor=executor)(*args)
 
-    with ThreadPoolExecutor(THREADS) as executor:
+    with ThreadPoolExecutor(count) as executor:
         try:
             # Else the executor starts threads when it likes, and they connect while the clock runs.
-            for connected in [executor.submit(connect) for _ in range(THREADS)]:
+            for connected in [executor.submit(connect) for _ in range(count)]:
                 connected.result()
             yield call
         finally:
             executor.submit(disconnect).result()
 
 
+def many_threads(count: int) -> Contender:
+    """Return sync_to_async with `count` threads, each with a connection of its own."""
+    return Contender(f"sync_to_async, {count} threads", functools.partial(_many_threads, count))
+
+
 GREENORM = Contender("greenorm.run", _greenorm_run)
 ONE_THREAD = Contender("sync_to_async, 1 thread", _one_thread)
-MANY_THREADS = Contender(f"sync_to_async, {THREADS} threads", _many_threads)
+MANY_THREADS = many_threads(THREADS)
 
 CONTENDERS = [GREENORM, ONE_THREAD, MANY_THREADS]

@@ -1,0 +1,1 @@
+"""`manage.py greenorm`: what it does, and Django's command."""
