@@ -17,7 +17,7 @@ import django
 from django.conf import settings
 
 APPS = ["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.sessions", "tests.shop"]
-SECONDS = 120
+SECONDS = 600
 
 
 def database(**options: Any) -> dict[str, Any]:

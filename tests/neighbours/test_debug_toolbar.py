@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from django.apps import apps
+from django.core.handlers.asgi import ASGIHandler
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
-from django.utils.module_loading import import_string
 
 import greenorm
+from greenorm.integrations.asgi import Handler
 from tests.neighbours import needs
 from tests.neighbours.apart import APPS, apart
 from tests.shop.models import Owner
@@ -46,13 +48,20 @@ def show(request: HttpRequest) -> bool:
     return True
 
 
-def queries(handler: str = "django.core.handlers.asgi.ASGIHandler") -> dict[str, list[str]]:
+def under_djangos_handler() -> dict[str, list[str]]:
+    return queries(ASGIHandler())
+
+
+def under_greenorms_handler() -> dict[str, list[str]]:
+    return queries(Handler())
+
+
+def queries(site: ASGIHandler) -> dict[str, list[str]]:
     """Return, for each of four requests at once, what its SQL panel shows."""
     from debug_toolbar.toolbar import DebugToolbar
 
     toolbars: list[Any] = []
     DebugToolbar._created.connect(lambda toolbar, **named: toolbars.append(toolbar), weak=False)
-    site = import_string(handler)()
 
     async def requests() -> list[Any]:
         names = {"Ada": "/", "Bob": "/", "Eve": "/async/", "Zoe": "/async/"}
@@ -81,8 +90,9 @@ SITE = {
 }
 
 
-def test_each_request_shows_its_own_statements() -> None:
-    shown = apart(queries, **SITE)
+@pytest.mark.parametrize("job", [under_djangos_handler, under_greenorms_handler])
+def test_each_request_shows_its_own_statements(job: Any) -> None:
+    shown = apart(job, **SITE)
     assert sorted(shown) == ["Ada", "Bob", "Eve", "Zoe"]
     for name, statements in shown.items():
         of_table = [statement for statement in statements if "shop_owner" in statement]

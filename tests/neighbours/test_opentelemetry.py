@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -15,6 +16,7 @@ from django.test import override_settings
 from django.urls import path
 
 import greenorm
+from greenorm.integrations.asgi import Handler
 from tests.neighbours import needs
 from tests.shop.models import Owner
 from tests.site import get
@@ -34,16 +36,27 @@ provider = TracerProvider()
 tracer = provider.get_tracer("tests")
 
 
+RUNNING = "SELECT 1 AS id, query AS name FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+
+
+@contextmanager
+def instrumented(**options: Any) -> Iterator[None]:
+    connects = [(owner, owner.__dict__["connect"]) for owner in (psycopg.Connection, psycopg.AsyncConnection)]
+    PsycopgInstrumentor().instrument(tracer_provider=provider, skip_dep_check=True, **options)
+    try:
+        yield
+    finally:
+        PsycopgInstrumentor().uninstrument()
+        for owner, connect in connects:
+            owner.connect = connect  # it leaves a bound method there, which would connect for no subclass
+
+
 @pytest.fixture
 def spans() -> Iterator[InMemorySpanExporter]:
     exporter = InMemorySpanExporter()
-    connects = [(owner, owner.__dict__["connect"]) for owner in (psycopg.Connection, psycopg.AsyncConnection)]
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    PsycopgInstrumentor().instrument(tracer_provider=provider, skip_dep_check=True)
-    yield exporter
-    PsycopgInstrumentor().uninstrument()
-    for owner, connect in connects:
-        owner.connect = connect  # it leaves a bound method there, which would connect for no subclass
+    with instrumented():
+        yield exporter
     provider._active_span_processor._span_processors = ()
 
 
@@ -111,6 +124,12 @@ async def test_a_run_that_joins_a_transaction_of_sync_code_is_seen(spans: InMemo
     assert [statement for statement in statements(spans) if "COUNT" in statement]
 
 
+async def test_the_comments_of_its_commenter_reach_the_server() -> None:
+    with instrumented(enable_commenter=True), tracer.start_as_current_span("request") as span:
+        (sent,) = await greenorm.run(lambda: list(Owner.objects.raw(RUNNING)))
+    assert f"traceparent='00-{span.get_span_context().trace_id:032x}-" in sent.name
+
+
 @greenorm.awaitable
 def view(request: HttpRequest) -> HttpResponse:
     return HttpResponse(str(Owner.objects.count()))
@@ -121,12 +140,15 @@ async def aview(request: HttpRequest) -> HttpResponse:
 
 
 @pytest.mark.usefixtures("async_methods")
+@pytest.mark.parametrize("handler", [ASGIHandler, Handler])
 @pytest.mark.parametrize("answer", [view, aview])
-async def test_a_request_is_a_span_and_its_statements_are_below_it(spans: InMemorySpanExporter, answer: Any) -> None:
+async def test_a_request_is_a_span_and_its_statements_are_below_it(
+    spans: InMemorySpanExporter, answer: Any, handler: type[ASGIHandler]
+) -> None:
     with override_settings(ROOT_URLCONF=(path("", answer),), MIDDLEWARE=[], ALLOWED_HOSTS=["testserver"]):
         DjangoInstrumentor().instrument(tracer_provider=provider, skip_dep_check=True)
         try:
-            assert (await get(ASGIHandler())).body == "0"
+            assert (await get(handler())).body == "0"
         finally:
             DjangoInstrumentor().uninstrument()
     (request,) = [span for span in spans.get_finished_spans() if span.kind is SpanKind.SERVER]

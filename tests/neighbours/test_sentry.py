@@ -12,6 +12,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
 import greenorm
+from greenorm.integrations.asgi import Handler
 from tests.neighbours import needs
 from tests.neighbours.apart import apart
 from tests.shop.models import Owner
@@ -44,7 +45,7 @@ urlpatterns = [path("", view), path("async/", aview), path("failing/", failing)]
 
 
 def events() -> dict[str, list[dict[str, Any]]]:
-    """Return what Sentry is sent by a request to each path."""
+    """Return what Sentry is sent by a request to each path, under Django's handler and greenorm's."""
     from sentry_sdk.integrations.django import DjangoIntegration
     from sentry_sdk.transport import Transport
 
@@ -57,10 +58,12 @@ def events() -> dict[str, list[dict[str, Any]]]:
     integrations: dict[str, Any] = {"integrations": [DjangoIntegration()], "auto_enabling_integrations": False}
     sentry_sdk.init(dsn="http://key@127.0.0.1:9/1", transport=Kept, traces_sample_rate=1.0, **integrations)
     by_path = {}
-    for at, status in {"/": 200, "/async/": 200, "/failing/": 500}.items():
-        answer = asyncio.run(get(ASGIHandler(), path=at))
-        assert answer.status == status, answer
-        by_path[at], sent = sent, []
+    for handler in (ASGIHandler, Handler):
+        for at, status in {"/": 200, "/async/": 200, "/failing/": 500}.items():
+            answer = asyncio.run(get(handler(), path=at))
+            assert answer.status == status, answer
+            by_path[f"{handler.__name__} {at}"], sent = sent, []
+        Owner.objects.all().delete()
     return by_path
 
 
@@ -72,7 +75,7 @@ def sent() -> dict[str, list[dict[str, Any]]]:
     return dict(apart(events, **SITE))
 
 
-@pytest.mark.parametrize("at", ["/", "/async/"])
+@pytest.mark.parametrize("at", ["ASGIHandler /", "ASGIHandler /async/", "Handler /", "Handler /async/"])
 def test_a_request_is_a_transaction_with_a_span_for_each_statement(sent: Any, at: str) -> None:
     (event,) = [event for event in sent[at] if event.get("type") == "transaction"]
     spans = [span for span in event["spans"] if span["op"] == "db"]
@@ -86,8 +89,11 @@ def test_a_request_is_a_transaction_with_a_span_for_each_statement(sent: Any, at
     assert insert["data"]["db.name"].startswith("greenorm_")
 
 
-def test_an_error_of_the_database_arrives_with_the_line_of_the_user_and_the_statements_before(sent: Any) -> None:
-    (event,) = [event for event in sent["/failing/"] if "exception" in event]
+@pytest.mark.parametrize("at", ["ASGIHandler /failing/", "Handler /failing/"])
+def test_an_error_of_the_database_arrives_with_the_line_of_the_user_and_the_statements_before(
+    sent: Any, at: str
+) -> None:
+    (event,) = [event for event in sent[at] if "exception" in event]
     error = event["exception"]["values"][-1]
     assert error["type"] == "DataError"
     assert any(frame["function"] == "failing" for frame in error["stacktrace"]["frames"])

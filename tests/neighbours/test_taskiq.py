@@ -48,7 +48,7 @@ async def worker() -> AsyncIterator[None]:
 
 async def result(job: Any) -> Any:
     """Wait for a task's result. taskiq's own waiting polls as well."""
-    return (await job.wait_result(check_interval=0.01, timeout=60)).return_value
+    return (await job.wait_result(check_interval=0.01, timeout=300)).return_value
 
 
 async def test_tasks_read_and_write_side_by_side_on_a_few_connections() -> None:
@@ -60,7 +60,7 @@ async def test_tasks_read_and_write_side_by_side_on_a_few_connections() -> None:
 
 async def test_an_error_of_a_task_is_its_result_and_its_transaction_is_rolled_back() -> None:
     job = await pay.kiq("Ada", -1)
-    failed = await job.wait_result(check_interval=0.01, timeout=60)
+    failed = await job.wait_result(check_interval=0.01, timeout=300)
     assert "not_overdrawn" in str(failed.error)
     assert await greenorm.run(Account.objects.filter(balance=0).count) == 1
 
