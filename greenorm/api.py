@@ -82,7 +82,7 @@ def in_thread(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     async code, which has asyncio.to_thread.
     """
     if in_run():
-        return await_(asyncio.to_thread(_call_and_close, fn, *args, **kwargs))
+        return await_(asyncio.to_thread(_call_and_close, functools.partial(fn, *args, **kwargs)))
     if bridge.loop_is_running():
         raise NotInRun(
             "greenorm.in_thread() was called in async code, where it is `await asyncio.to_thread(fn, ...)`; "
@@ -91,9 +91,9 @@ def in_thread(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     return fn(*args, **kwargs)
 
 
-def _call_and_close(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def _call_and_close(fn: Callable[[], T]) -> T:
     try:
-        return fn(*args, **kwargs)
+        return fn()
     finally:
         close_old_connections()  # threads are kept, and what they have connected would be
 

@@ -274,7 +274,7 @@ def stalls_logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def that_blocks() -> None:
-    time.sleep(0.3)
+    time.sleep(0.5)
 
 
 @pytest.mark.usefixtures("stalls_logged")
@@ -294,13 +294,13 @@ async def test_a_stall_is_logged_with_its_stack_its_path_and_its_duration(
 
     with whole_site(view if kind == "sync" else aview) as handler:
         assert (await Exchange(path="/blocks?x=1").by(handler)).text == "0"
-    (record,) = (record for record in caplog.records if "blocked" in record.message)
+    (record,) = (record for record in caplog.records if "in that_blocks" in record.message)
     assert record.name == "greenorm"
     took = re.search(r"GET /blocks blocked the event loop for (\d+) ms", record.message)
     assert took is not None
-    assert int(took[1]) >= 300
+    assert int(took[1]) >= 500
     assert f"in {view.__name__}" in record.message or f"in {aview.__name__}" in record.message
-    assert "in that_blocks\n    time.sleep(0.3)" in record.message
+    assert "in that_blocks\n    time.sleep(0.5)" in record.message
     assert "greenorm.in_thread" in record.message
 
 
@@ -348,7 +348,7 @@ def test_outside_of_the_main_thread_a_thread_watches_with_debug(caplog: pytest.L
         thread = threading.Thread(target=serve)
         thread.start()
         thread.join()
-    assert "in that_blocks\n    time.sleep(0.3)" in caplog.text
+    assert "in that_blocks\n    time.sleep(0.5)" in caplog.text
 
 
 @pytest.mark.no_database

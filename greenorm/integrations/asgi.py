@@ -7,7 +7,7 @@ views and middleware are awaited natively, on the task side. What differs from D
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import django
 from asgiref.sync import SyncToAsync
@@ -16,7 +16,6 @@ from django.core.exceptions import RequestAborted
 from django.core.handlers.asgi import ASGIHandler, get_script_prefix
 from django.db import close_old_connections
 from django.http import FileResponse
-from django.http.response import HttpResponseBase
 from django.urls import set_script_prefix
 
 from .. import hooks, tasks
@@ -73,8 +72,8 @@ class Handler(ASGIHandler):
         departure = Departure(self.listen_for_disconnect(receive))
         try:
             with departure:
-                response = await tasks.work(exchange.answer)
-                await self.send_response(response, send)
+                await tasks.work(exchange.answer)
+                await self.send_response(exchange.response, send)
         except BaseException:
             await finish(exchange.close())
             raise
@@ -92,7 +91,8 @@ class Handler(ASGIHandler):
 
     def _get_response(self, request: Any) -> Any:
         # Kept, because middleware that is cancelled on the way out takes the response with it, and nobody closes it.
-        request._greenorm_response = response = super()._get_response(request)
+        get_response: Any = super()
+        request._greenorm_response = response = get_response._get_response(request)
         return response
 
 
@@ -108,17 +108,16 @@ class _Exchange:
         self.request: Any = None
         self.response: Any = None
 
-    def answer(self) -> HttpResponseBase:
+    def answer(self) -> None:
         handler, scope = self.handler, self.scope
         set_script_prefix(get_script_prefix(scope))
         signals.request_started.send(sender=type(handler), scope=scope)
         self.request, self.response = handler.create_request(scope, self.body)
         if self.request is not None:
-            self.response = response = handler.get_response(self.request)
-            response._handler_class = type(handler)  # type: ignore[attr-defined]  # reason: not in the type stubs
+            self.response = response = cast("Any", handler.get_response(self.request))
+            response._handler_class = type(handler)
             if isinstance(response, FileResponse):
                 response.block_size = handler.chunk_size
-        return self.response
 
     async def close(self) -> None:
         try:

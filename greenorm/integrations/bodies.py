@@ -19,7 +19,7 @@ from ..iteration import iterate
 
 # After this long, in seconds, without a wait a stream lets other tasks run.
 SLICE_SECONDS = 0.005
-_CallableIterator = type(iter(int, 1))
+_CallableIterator: Any = type(iter(int, 1))
 
 
 async def read_body(receive: Any) -> Any:
@@ -70,7 +70,7 @@ def readable_by_tasks(response: Any) -> None:
     """Give a streaming response an async iterator in place of a sync one, that reads it chunk by chunk."""
     if response.is_async:
         return
-    iterator = response._iterator
+    iterator: Any = response._iterator
     file = getattr(response, "file_to_stream", None) if isinstance(response, FileResponse) else None
     if file is not None and type(iterator) is _CallableIterator and _is_on_disk(file):
         response.streaming_content = _read_in_threads(iterator)

@@ -81,7 +81,7 @@ async def close_pools() -> None:
     pools = {alias: await tasks.work(partial(_pool, alias)) for alias in _aliases()}
     while any(pool.stats().in_use for pool in pools.values()) and monotonic() < deadline:  # noqa: ASYNC110 - no event
         await asyncio.sleep(0.02)
-    said = []
+    said: list[str] = []
     for alias, pool in pools.items():
         stats = pool.stats()
         said.append(f"{alias!r} {stats.idle} idle" + (f" and {stats.in_use} in use" if stats.in_use else ""))

@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 import types
+from collections import Counter
 from collections.abc import Coroutine, Generator
 from time import monotonic, sleep
 from types import FrameType
@@ -28,6 +29,8 @@ logger = logging.getLogger("greenorm")
 DEFAULT_MS = 100
 # How many frames, from the innermost, are shown.
 FRAMES = 25
+# How often, at most, the stack of one step is looked at: each time that the threshold has passed once more.
+SAMPLES = 50
 
 
 class Watch:
@@ -36,7 +39,7 @@ class Watch:
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
         self.since = 0.0  # when the current step began, or 0
-        self.stack: traceback.StackSummary | None = None
+        self.stacks: list[traceback.StackSummary] = []  # of the current step, from the innermost frame
         self._alarm: bool | None = None
         self._thread: threading.Thread | None = None
 
@@ -51,9 +54,10 @@ class Watch:
         error: BaseException | None = None
         try:
             while True:
+                self.stacks = []
                 _current, self.since = self, (since := monotonic())
                 if self._alarm:
-                    signal.setitimer(signal.ITIMER_REAL, self.threshold)
+                    signal.setitimer(signal.ITIMER_REAL, self.threshold, self.threshold)
                 elif self._thread is None and settings.DEBUG:
                     self._thread = _start_thread(self)
                 try:
@@ -80,17 +84,18 @@ class Watch:
 
     def sample(self, frame: FrameType | None) -> None:
         """Remember the stack at `frame`. Reads no source, and takes no lock."""
-        self.stack = traceback.StackSummary.extract(traceback.walk_stack(frame), limit=FRAMES, lookup_lines=False)
+        if len(self.stacks) < SAMPLES:
+            frames = traceback.walk_stack(frame)
+            self.stacks.append(traceback.StackSummary.extract(frames, limit=FRAMES, lookup_lines=False))
 
     def _log(self, took: float, scope: Any) -> None:
-        stack, self.stack = self.stack, None
-        if stack is None:
-            where = "its stack was not seen: the event loop is not in the main thread"
-            if self._alarm or self._thread is not None:
-                where = "its stack was not seen"
-        else:
+        where = "its stack was not seen"
+        if self.stacks:
+            lines = Counter((stack[0].filename, stack[0].lineno) for stack in self.stacks)
+            (longest, _), *_ = lines.most_common(1)
+            stack = next(stack for stack in self.stacks if (stack[0].filename, stack[0].lineno) == longest)
             stack.reverse()
-            where = f"it was here:\n{''.join(stack.format())}"
+            where = f"most of the time it was here:\n{''.join(stack.format())}"
         logger.warning(
             "%s %s blocked the event loop for %.0f ms, and with it all other requests; %s\n"
             "`greenorm.in_thread(fn, ...)` takes a call that blocks to a thread.",
@@ -133,12 +138,10 @@ def _start_thread(watch: Watch) -> threading.Thread:
     ident = threading.get_ident()
 
     def look() -> None:
-        seen = 0.0
         while True:
             sleep(watch.threshold / 4)
             since = watch.since
-            if since and since != seen and monotonic() - since > watch.threshold:
-                seen = since
+            if since and monotonic() - since > watch.threshold:
                 watch.sample(sys._current_frames().get(ident))
 
     thread = threading.Thread(target=look, name="greenorm-stalls", daemon=True)
