@@ -55,10 +55,10 @@ def main() -> int:
         if not chosen.report:
             rounds = chosen.rounds or (QUICK_ROUNDS if chosen.quick else ROUNDS)
             failed = _measure(chosen.questions or list(QUESTIONS), rounds, chosen.quick, chosen.only, output)
+        _report(output)
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted; what had been answered before is kept.\n")
         return 130
-    _report(output)
     return 1 if failed else 0
 
 

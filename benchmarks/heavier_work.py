@@ -38,9 +38,13 @@ def _stream(bench: Bench, contenders: list[known.Contender]) -> list[Row]:
             bench.steps.advance(
                 number * len(contenders) + index, rounds * len(contenders), f"stream: {contender.label}"
             )
+            apart = not bench.quick
+            if number == 0:  # so that no import is seen as memory that grows
+                bench.turn(contender, "stream", 1, 0, apart=apart, rows=1)
             # As a client, so that a ticker runs beside it.
-            rows = bench.place.streamed
-            found = bench.turn(contender, "stream", 1, 0, apart=not bench.quick, rows=rows, clients=1, connections=1)
+            found = bench.turn(
+                contender, "stream", 1, 0, apart=apart, rows=bench.place.streamed, clients=1, connections=1
+            )
             if found:
                 outcome, watched = found
                 seen[contender.label].append(

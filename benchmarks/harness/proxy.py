@@ -90,6 +90,9 @@ class _Client(_End):
         self.other = end
         for data in self.early:
             self.data_received(data)
+        assert self.transport is not None
+        if self.transport.is_closing():  # the client has gone meanwhile
+            self.connection_lost(None)
 
 
 async def _serve(host: str, port: int, delay: float) -> None:
