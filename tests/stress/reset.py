@@ -1,4 +1,4 @@
-"""`python -m tests.stress.reset`: what the pool's `reset` costs each time that a connection is given back, in microseconds.
+"""`python -m tests.stress.reset`: what the pool's `reset` costs at each give-back, in microseconds.
 
 Runs with one SELECT each, one after the other, with and without a reset, in turns; medians of what the rounds differ.
 """
@@ -16,7 +16,7 @@ from django.conf import settings
 
 from greenorm.demo.server import database_settings, embedded_server
 
-ROUNDS, RUNS = 15, 200
+ROUNDS, RUNS = 15, 50
 RESETS = {
     "none": None,
     "RESET ROLE": lambda conn: conn.execute("RESET ROLE"),

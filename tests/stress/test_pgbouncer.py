@@ -112,7 +112,7 @@ async def test_a_server_side_cursor_outside_of_a_transaction_is_an_error_that_na
             conn.execute("SELECT 1")  # PgBouncer gives it the session that was used last, for its transaction
             list(owners)
 
-        # As with Django's own backend: the error of the fetch is Django's, that of closing the cursor comes after it.
+        # As with Django's own backend: the fetch fails by Django's error, and closing by psycopg's.
         with pytest.raises(
             psycopg.errors.InvalidCursorName, match=r'cursor "_django_curs_.*" does not exist'
         ) as caught:
