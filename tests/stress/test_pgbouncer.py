@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.db import OperationalError, connections, transaction
+from django.db import ProgrammingError, connections, transaction
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
@@ -117,7 +117,7 @@ async def test_a_server_side_cursor_outside_of_a_transaction_is_an_error_that_na
             psycopg.errors.InvalidCursorName, match=r'cursor "_django_curs_.*" does not exist'
         ) as caught:
             await greenorm.run(reads_while_another_has_the_session)
-        assert isinstance(caught.value.__context__, OperationalError)
+        assert isinstance(caught.value.__context__, ProgrammingError)
         assert greenorm.pool_stats("cursors").in_use == 0
 
 
