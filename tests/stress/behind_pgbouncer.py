@@ -28,5 +28,7 @@ def mark(items: list[pytest.Item]) -> None:
         for test in known["tests"]
     }
     for item in items:
+        if item.nodeid.startswith("tests/stress/"):
+            item.add_marker(pytest.mark.skip("it starts servers of its own, or counts sessions, which PgBouncer keeps"))
         if (known := marks.get(item.nodeid.partition("[")[0].removeprefix("tests/"))) is not None:
             item.add_marker(known)

@@ -45,7 +45,8 @@ def pgbouncer(dsn: str, pool_size: int = 20, more: str = "") -> Iterator[str]:
 
     Every database of the server is reached by its name. `pool_size` is what the server sees, for each database.
     """
-    assert PROGRAM is not None
+    if PROGRAM is None:
+        raise RuntimeError("PgBouncer is not installed: apt-get install pgbouncer")
     with psycopg.connect(dsn) as conn:
         host, port, user = conn.info.host, conn.info.port, conn.info.user
     password = str(conninfo_to_dict(dsn).get("password") or "")

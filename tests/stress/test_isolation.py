@@ -24,7 +24,9 @@ from tests.shop.models import Owner
 from .aliases import alias, ask
 
 ROLE = "greenorm_isolated"
-EXAMPLES = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EXAMPLES = settings(
+    max_examples=15, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def execute(sql: str) -> Callable[[], None]:
