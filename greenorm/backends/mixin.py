@@ -15,6 +15,7 @@ from inspect import isawaitable
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 from asgiref.sync import async_to_sync, iscoroutinefunction
 from django.core import mail
 from django.db import connections
@@ -22,12 +23,13 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql import base as postgresql
 from django.db.backends.postgresql.psycopg_any import register_tzloader
 from django.db.backends.signals import connection_created
+from django.db.utils import OperationalError
 from psycopg import pq
 
 from .. import bridge, hooks, sharing, tasks, testing
 from ..cursors import bridged
 from ..driver import IDLE, AsyncConnection, Connection, adopt, release
-from ..errors import NotInRun, SharedScope
+from ..errors import NotInRun, OutcomeUnknown, SharedScope
 from ..pool import Pool, pools
 from .pooling import make_pool
 
@@ -381,6 +383,21 @@ class AwaitableMixin(_Wrapper):
         waits = callable(func) and (iscoroutinefunction(func) or not self.in_atomic_block)
         super().on_commit(_finished(func) if waits else func, robust)
 
+    def _commit(self) -> None:
+        """Mirrors BaseDatabaseWrapper._commit, Django 6.1, but raises OutcomeUnknown where COMMIT was not answered."""
+        conn = self.connection
+        sent = isinstance(conn, Connection) and not conn.closed
+        try:
+            super()._commit()  # type: ignore[misc]  # reason: private in Django, and not in its type stubs
+        except OperationalError as exc:
+            if sent and (conn.closed or _ended_by_server(exc.__cause__)):
+                raise OutcomeUnknown(
+                    f"The connection of the database alias {self.alias!r} was lost after COMMIT had been sent, and "
+                    "before the server answered: the transaction may or may not have been committed. Look there before "
+                    f"doing it again. ({exc})"
+                ) from exc
+            raise
+
     def run_and_clear_commit_hooks(self) -> None:
         """Run what on_commit has collected. A cancellation that came during COMMIT waits until it has run."""
         held = bridge.hold(None) if bridge.in_run() else None
@@ -438,6 +455,11 @@ def _awaited_later(awaitable: Any) -> Any:
         "captureOnCommitCallbacks(execute=True) in async code cannot wait for an async callback. Use it in sync code, "
         "which the test calls by `await greenorm.run(...)`, or call each callback that it has captured so."
     )
+
+
+def _ended_by_server(error: BaseException | None) -> bool:
+    """Return whether the server said that it closes the connection, so that nothing more can be learned from it."""
+    return isinstance(error, psycopg.Error) and error.diag.severity_nonlocalized in ("FATAL", "PANIC")
 
 
 async def _result(awaitable: Any) -> Any:
