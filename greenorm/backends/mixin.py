@@ -6,6 +6,7 @@ of the event loop, and so Django's own code borrows, configures and closes; outs
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -399,15 +400,19 @@ class AwaitableMixin(_Wrapper):
             raise
 
     def run_and_clear_commit_hooks(self) -> None:
-        """Run what on_commit has collected. A cancellation that came during COMMIT waits until it has run."""
+        """Run what on_commit has collected. A cancellation that came during COMMIT waits until it has run.
+
+        One that comes while it runs is raised in the function that waits, and keeps none of the others from running.
+        """
         held = bridge.hold(None) if bridge.in_run() else None
         hooks: list[Any] = self.run_on_commit
-        self.run_on_commit = [(sids, _finished(func), *robust) for sids, func, *robust in hooks]
+        interrupts: list[asyncio.CancelledError] = [] if held is None else [held]
+        self.run_on_commit = [(sids, _finished(func, interrupts), *robust) for sids, func, *robust in hooks]
         try:
             super().run_and_clear_commit_hooks()
         finally:
-            if held is not None:
-                bridge.hold(held)
+            if interrupts:
+                bridge.hold(interrupts[0])
 
     def _savepoint_commit(self, sid: str) -> None:
         with self._uninterrupted():
@@ -429,17 +434,22 @@ class AwaitableMixin(_Wrapper):
             self.needs_rollback = True
 
 
-def _finished(func: Callable[[], Any]) -> Callable[[], Any]:
-    """Return `func`, and whatever it returns is waited for where that is awaitable."""
+def _finished(func: Callable[[], Any], interrupts: list[asyncio.CancelledError] | None = None) -> Callable[[], Any]:
+    """Return `func`, and whatever it returns is waited for where that is awaitable; `interrupts` collects its own."""
 
     @wraps(func, updated=())
     def finished() -> Any:
-        result = func()
-        if not isawaitable(result):
-            return result
-        if bridge.in_run():
-            return tasks.wait_for(result)
-        return _awaited_later(result) if bridge.loop_is_running() else async_to_sync(_result)(result)
+        try:
+            result = func()
+            if not isawaitable(result):
+                return result
+            if bridge.in_run():
+                return tasks.wait_for(result)
+            return _awaited_later(result) if bridge.loop_is_running() else async_to_sync(_result)(result)
+        except asyncio.CancelledError as exc:
+            if interrupts is None or not bridge.in_run():
+                raise
+            interrupts.append(exc)
 
     if not hasattr(func, "__qualname__"):
         finished.__qualname__ = repr(func)  # as Django names it in its log: a partial, say
