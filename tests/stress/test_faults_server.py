@@ -16,6 +16,7 @@ from greenorm.demo.server import database_settings
 from .books import open_wallets
 from .faults_servers import Server, own_servers, place, server
 from .models import Wallet
+from .proxy import Proxy
 from .storm import check_pool
 from .test_faults_network import FOREVER, SLEEP, created, execute, heals, until_heard
 
@@ -247,3 +248,17 @@ async def _until_replayed(primary: Server, standby: Server) -> None:
         async with asyncio.timeout(FOREVER):
             while not here.execute("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [end]).fetchone()[0]:  # type: ignore[index]
                 await asyncio.sleep(0.02)
+
+
+@pytest.mark.one_loop
+async def test_a_silent_first_server_takes_no_more_than_its_connect_timeout(
+    own: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Proxy("127.0.0.1", own.port) as silent:
+        silent.freeze()
+        both = f"host=127.0.0.1,127.0.0.1 port={silent.port},{own.port} user=postgres dbname=postgres connect_timeout=2"
+        use(monkeypatch, both)
+        await greenorm.run(open_wallets)
+        assert silent.accepted == 1
+        assert await greenorm.run(created) == 0
+        silent.thaw()
