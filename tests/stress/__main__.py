@@ -52,6 +52,7 @@ def main() -> int:
     parsers["soak"].add_argument("--minutes", type=float, default=30)
     parsers["soak"].add_argument("--rate", type=float, default=15, help="operations in a second")
     parsers["soak"].add_argument("--fault-every", type=float, default=40, help="seconds from a fault to the next")
+    parsers["soak"].add_argument("--patience", type=float, default=5, help="seconds that an operation may take")
     parsers["soak"].add_argument("--picture", type=Path, help="a file to draw the figures into, by matplotlib")
     chosen = parser.parse_args()
     console.print(f"seed {chosen.seed}; to have it again: --seed {chosen.seed}")
@@ -146,7 +147,7 @@ async def have_soak(chosen: argparse.Namespace) -> dict[str, Any]:
         import matplotlib as mpl  # rather now than after half an hour
 
         del mpl
-    plan = Plan(chosen.seed, 60 * chosen.minutes, chosen.rate, fault_every=chosen.fault_every)
+    plan = Plan(chosen.seed, 60 * chosen.minutes, chosen.rate, fault_every=chosen.fault_every, patience=chosen.patience)
     columns = BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
     with Progress(*columns, console=console, auto_refresh=False) as progress:
         line = progress.add_task("", total=plan.seconds)
