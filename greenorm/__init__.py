@@ -23,6 +23,7 @@ from .errors import (
     NoEventLoop,
     NotInRun,
     OpenTransaction,
+    OutcomeUnknown,
     SharedScope,
     StaleCursor,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "NoEventLoop",
     "NotInRun",
     "OpenTransaction",
+    "OutcomeUnknown",
     "PoolStats",
     "SharedScope",
     "StaleCursor",

@@ -143,7 +143,12 @@ class _SyncLookingPortal(_SyncLooking):
         session = self._conn
         if self._declared and not self._closed and self._borrow == session.borrow and _may_wait():
             # A cancellation waits: most are closed by the finalizer of a half-read generator, which would swallow it.
-            session.call_to_completion(super(_SyncLooking, self).close())
+            try:
+                session.call_to_completion(super(_SyncLooking, self).close())
+            except psycopg.OperationalError:
+                if not session.closed:
+                    raise
+                self._close()  # it went with its connection; Django would pass psycopg's own error on
             session.open_cursors -= 1
             session.open_portals -= 1
         else:

@@ -250,6 +250,8 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
                     ready = await readiness(loop, fd, state, deadline)
                     self._last_yield = monotonic()
                 state = gen.send(ready)
+        except TimeoutError:  # of a cleanup that is out of time; an OSError, too
+            raise
         except OSError as exc:
             raise e.OperationalError("connection socket closed") from exc
         except StopIteration as stop:

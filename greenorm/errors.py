@@ -7,7 +7,7 @@ Django (or Python) class that users already catch. Errors of the database stay D
 from __future__ import annotations
 
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
-from django.db.utils import InterfaceError
+from django.db.utils import InterfaceError, OperationalError
 
 
 class GreenormError(Exception):
@@ -44,3 +44,7 @@ class StaleCursor(GreenormError, InterfaceError):
 
 class NoEventLoop(GreenormError, RuntimeError):
     """A call needs asyncio's event loop, and none runs here: let `asyncio.run(...)` run the coroutine."""
+
+
+class OutcomeUnknown(GreenormError, OperationalError):
+    """The connection was lost before the server answered a COMMIT: look whether it was made before doing it again."""

@@ -33,6 +33,8 @@ T = TypeVar("T")
 
 logger = logging.getLogger("greenorm")
 
+# How long, in seconds, a connection may take to pass its check before another one is tried.
+CHECK_SECONDS = 5.0
 
 # Tasks that give back what a finalizer has found in use; each bounded, and waited for at the end of its event loop.
 finishing: set[asyncio.Task[None]] = set()
@@ -101,7 +103,7 @@ class Pool:
                 if session is None:
                     return self._lend(self._open(deadline))
             self._in_use.add(session)  # owned from here on, whatever interrupts the check
-            if self._is_healthy(session):
+            if self._is_healthy(session, deadline):
                 return self._lend(session)
             self._discard(session)
 
@@ -114,12 +116,27 @@ class Pool:
             self._close(session)
         return None
 
-    def _is_healthy(self, session: AsyncConnection) -> bool:
+    def _is_healthy(self, session: AsyncConnection, deadline: float) -> bool:
         if self._check is None:
             return True
+        limit = asyncio.timeout(min(CHECK_SECONDS, deadline - monotonic()))
         try:
-            self._check(session.new_face())
+            drive(limit.__aenter__())
+            try:
+                self._check(session.new_face())
+            except BaseException as exc:
+                # Raises TimeoutError in place of what it has caused.
+                drive(limit.__aexit__(type(exc), exc, exc.__traceback__))
+                raise
+            drive(limit.__aexit__(None, None, None))
         except Exception as exc:
+            if monotonic() >= deadline:
+                self._discard(session)
+                self._timeouts += 1
+                raise PoolTimeout(
+                    f"{self._title()}: a connection did not answer its check within {self.options.timeout:g} s. Look "
+                    "at the server and the network; `timeout` in OPTIONS['pool'] sets the limit in seconds."
+                ) from exc
             logger.info("%s: a connection failed its check and is replaced: %s", self._title(), exc)
             return False
         except BaseException:

@@ -119,7 +119,7 @@ def pytest_asyncio_loop_factories(
 @pytest.fixture
 def admin() -> Iterator[psycopg.Connection]:
     """A connection that watches: outside of Django, of greenorm and of the test's loop."""
-    with watcher("default") as conn:
+    with watcher("default", application_name="admin") as conn:
         yield conn
 
 

@@ -204,6 +204,34 @@ async def test_during_the_commit_of_an_async_block(cancel: Canceller, admin: psy
 
 
 @cancellers
+async def test_during_a_callback_of_on_commit_the_others_run_all_the_same(cancel: Canceller) -> None:
+    called = []
+
+    async def slow() -> None:
+        called.append("slow")
+        waits.set()
+        await asyncio.sleep(30)
+
+    def work() -> None:
+        with transaction.atomic():
+            Owner.objects.create(name="whole")
+            transaction.on_commit(slow)
+            transaction.on_commit(lambda: called.append("quick"))
+        names()
+        called.append("never")
+
+    waits = asyncio.Event()
+    task = asyncio.create_task(greenorm.run(work))
+    await waits.wait()
+    await cancel(task)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert called == ["slow", "quick"]
+    check_pool()
+    assert await greenorm.run(names) == ["whole"]
+
+
+@cancellers
 async def test_during_rollback(cancel: Canceller, admin: psycopg.Connection[Any]) -> None:
     rolling_back = []
 

@@ -91,6 +91,11 @@ def processes_of(place: Path) -> list[str]:
     return found
 
 
+def heed_ctrl_c() -> None:
+    """Let a new process have Ctrl-C, also where the tests were started in the background and so ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start_in_terminal(arguments: list[str], env: dict[str, str]) -> tuple[subprocess.Popen[bytes], int]:
     """Start a process group whose stderr is a terminal, and return it with the other end of that."""
     ours, theirs = pty.openpty()
@@ -101,6 +106,7 @@ def start_in_terminal(arguments: list[str], env: dict[str, str]) -> tuple[subpro
         stdout=subprocess.DEVNULL,
         stderr=theirs,
         start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     )
     os.close(theirs)
     return process, ours

@@ -6,6 +6,7 @@ of the event loop, and so Django's own code borrows, configures and closes; outs
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from inspect import isawaitable
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 from asgiref.sync import async_to_sync, iscoroutinefunction
 from django.core import mail
 from django.db import connections
@@ -22,12 +24,13 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql import base as postgresql
 from django.db.backends.postgresql.psycopg_any import register_tzloader
 from django.db.backends.signals import connection_created
+from django.db.utils import OperationalError
 from psycopg import pq
 
 from .. import bridge, hooks, sharing, tasks, testing
 from ..cursors import bridged
 from ..driver import IDLE, AsyncConnection, Connection, adopt, release
-from ..errors import NotInRun, SharedScope
+from ..errors import NotInRun, OutcomeUnknown, SharedScope
 from ..pool import Pool, pools
 from .pooling import make_pool
 
@@ -381,16 +384,35 @@ class AwaitableMixin(_Wrapper):
         waits = callable(func) and (iscoroutinefunction(func) or not self.in_atomic_block)
         super().on_commit(_finished(func) if waits else func, robust)
 
+    def _commit(self) -> None:
+        """Mirrors BaseDatabaseWrapper._commit, Django 6.1, but raises OutcomeUnknown where COMMIT was not answered."""
+        conn = self.connection
+        sent = isinstance(conn, Connection) and not conn.closed
+        try:
+            super()._commit()  # type: ignore[misc]  # reason: private in Django, and not in its type stubs
+        except OperationalError as exc:
+            if sent and (conn.closed or _ended_by_server(exc.__cause__)):
+                raise OutcomeUnknown(
+                    f"The connection of the database alias {self.alias!r} was lost after COMMIT had been sent, and "
+                    "before the server answered: the transaction may or may not have been committed. Look there before "
+                    f"doing it again. ({exc})"
+                ) from exc
+            raise
+
     def run_and_clear_commit_hooks(self) -> None:
-        """Run what on_commit has collected. A cancellation that came during COMMIT waits until it has run."""
+        """Run what on_commit has collected. A cancellation that came during COMMIT waits until it has run.
+
+        One that comes while it runs is raised in the function that waits, and keeps none of the others from running.
+        """
         held = bridge.hold(None) if bridge.in_run() else None
         hooks: list[Any] = self.run_on_commit
-        self.run_on_commit = [(sids, _finished(func), *robust) for sids, func, *robust in hooks]
+        interrupts: list[asyncio.CancelledError] = [] if held is None else [held]
+        self.run_on_commit = [(sids, _finished(func, interrupts), *robust) for sids, func, *robust in hooks]
         try:
             super().run_and_clear_commit_hooks()
         finally:
-            if held is not None:
-                bridge.hold(held)
+            if interrupts:
+                bridge.hold(interrupts[0])
 
     def _savepoint_commit(self, sid: str) -> None:
         with self._uninterrupted():
@@ -412,17 +434,22 @@ class AwaitableMixin(_Wrapper):
             self.needs_rollback = True
 
 
-def _finished(func: Callable[[], Any]) -> Callable[[], Any]:
-    """Return `func`, and whatever it returns is waited for where that is awaitable."""
+def _finished(func: Callable[[], Any], interrupts: list[asyncio.CancelledError] | None = None) -> Callable[[], Any]:
+    """Return `func`, and whatever it returns is waited for where that is awaitable; `interrupts` collects its own."""
 
     @wraps(func, updated=())
     def finished() -> Any:
-        result = func()
-        if not isawaitable(result):
-            return result
-        if bridge.in_run():
-            return tasks.wait_for(result)
-        return _awaited_later(result) if bridge.loop_is_running() else async_to_sync(_result)(result)
+        try:
+            result = func()
+            if not isawaitable(result):
+                return result
+            if bridge.in_run():
+                return tasks.wait_for(result)
+            return _awaited_later(result) if bridge.loop_is_running() else async_to_sync(_result)(result)
+        except asyncio.CancelledError as exc:
+            if interrupts is None or not bridge.in_run():
+                raise
+            interrupts.append(exc)
 
     if not hasattr(func, "__qualname__"):
         finished.__qualname__ = repr(func)  # as Django names it in its log: a partial, say
@@ -438,6 +465,11 @@ def _awaited_later(awaitable: Any) -> Any:
         "captureOnCommitCallbacks(execute=True) in async code cannot wait for an async callback. Use it in sync code, "
         "which the test calls by `await greenorm.run(...)`, or call each callback that it has captured so."
     )
+
+
+def _ended_by_server(error: BaseException | None) -> bool:
+    """Return whether the server said that it closes the connection, so that nothing more can be learned from it."""
+    return isinstance(error, psycopg.Error) and error.diag.severity_nonlocalized in ("FATAL", "PANIC")
 
 
 async def _result(awaitable: Any) -> Any:

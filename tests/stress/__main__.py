@@ -49,6 +49,11 @@ def main() -> int:
     parsers["storm"].add_argument("--operations", type=int, default=100_000)
     parsers["storm"].add_argument("--cancellations", type=int, default=50_000)
     parsers["storm"].add_argument("--clients", type=int, default=32)
+    parsers["soak"].add_argument("--minutes", type=float, default=30)
+    parsers["soak"].add_argument("--rate", type=float, default=15, help="operations in a second")
+    parsers["soak"].add_argument("--fault-every", type=float, default=40, help="seconds from a fault to the next")
+    parsers["soak"].add_argument("--patience", type=float, default=5, help="seconds that an operation may take")
+    parsers["soak"].add_argument("--picture", type=Path, help="a file to draw the figures into, by matplotlib")
     chosen = parser.parse_args()
     console.print(f"seed {chosen.seed}; to have it again: --seed {chosen.seed}")
     with ExitStack() as stack:
@@ -132,8 +137,41 @@ async def have_storm(chosen: argparse.Namespace) -> dict[str, Any]:
     return result.figures()
 
 
-HELP = {"storm": "many clients move money and are cancelled at random moments"}
-COMMANDS: dict[str, Callable[[argparse.Namespace], Awaitable[dict[str, Any]]]] = {"storm": have_storm}
+async def have_soak(chosen: argparse.Namespace) -> dict[str, Any]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from .soak import Plan, Sample, soak
+    from .soak_picture import draw
+
+    if chosen.picture:
+        import matplotlib as mpl  # rather now than after half an hour
+
+        del mpl
+    plan = Plan(chosen.seed, 60 * chosen.minutes, chosen.rate, fault_every=chosen.fault_every, patience=chosen.patience)
+    columns = BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
+    with Progress(*columns, console=console, auto_refresh=False) as progress:
+        line = progress.add_task("", total=plan.seconds)
+
+        def report(sample: Sample) -> None:
+            said = f"{sample.done} done, p99 {1000 * sample.p99:.0f} ms, {sample.rss >> 20} MiB, {sample.errors or ''}"
+            progress.update(line, completed=sample.at, description=said)
+            if console.is_terminal:
+                progress.refresh()
+
+        figures = (await soak(plan, report)).figures()
+    if chosen.picture:
+        draw(figures, chosen.picture)
+    return figures
+
+
+HELP = {
+    "storm": "many clients move money and are cancelled at random moments",
+    "soak": "a steady load for long, through a network that fails now and then",
+}
+COMMANDS: dict[str, Callable[[argparse.Namespace], Awaitable[dict[str, Any]]]] = {
+    "storm": have_storm,
+    "soak": have_soak,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

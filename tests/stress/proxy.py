@@ -173,6 +173,8 @@ class Proxy:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pump(link, reader, server, from_client=True))
                 group.create_task(self._pump(link, answers, writer, from_client=False))
+        except asyncio.CancelledError:
+            pass  # the proxy ends; asyncio.streams would log it, in Python 3.12
         finally:
             self.links.discard(link)
             self._pumps.discard(task)

@@ -159,12 +159,12 @@ def check_pool() -> list[str]:
 
 
 def sessions() -> list[tuple[str, int]]:
-    """Return, on the ORM side, the states of the clients' sessions of this database, other than this one, counted."""
+    """Return, on the ORM side, the states of this application's sessions, other than this one, counted."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT state, count(*) FROM pg_stat_activity WHERE datname = current_database() AND state IS NOT NULL "
-            "AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND application_name <> 'cleaner' "
-            "GROUP BY state"
+            "AND pid <> pg_backend_pid() AND backend_type = 'client backend' "
+            "AND application_name = current_setting('application_name') GROUP BY state"
         )
         return cursor.fetchall()
 
