@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
+from psycopg import pq
 
 from .bridge import collecting, dying, in_run, loop_is_running
 
@@ -141,7 +142,9 @@ class _SyncLookingPortal(_SyncLooking):
 
     def close(self) -> None:
         session = self._conn
-        if self._declared and not self._closed and self._borrow == session.borrow and _may_wait():
+        # In a transaction that has failed psycopg sends no CLOSE, and a cursor WITH HOLD outlives the rollback.
+        failed = session.pgconn.transaction_status == pq.TransactionStatus.INERROR
+        if self._declared and not self._closed and self._borrow == session.borrow and not failed and _may_wait():
             # A cancellation waits: most are closed by the finalizer of a half-read generator, which would swallow it.
             try:
                 session.call_to_completion(super(_SyncLooking, self).close())

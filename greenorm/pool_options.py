@@ -34,10 +34,11 @@ class PoolOptions:
     name: str = "pool"
 
     def __post_init__(self) -> None:
-        for names, kind, what in [
-            (("min_size", "limit", "max_waiting"), int, "a whole number"),
+        kinds: list[tuple[tuple[str, ...], tuple[type, ...], str]] = [
+            (("min_size", "limit", "max_waiting"), (int,), "a whole number"),
             (("timeout", "max_lifetime", "max_idle"), (int, float), "a number of seconds"),
-        ]:
+        ]
+        for names, kind, what in kinds:
             for name in names:
                 value, shown = getattr(self, name), "max_size" if name == "limit" else name
                 if not isinstance(value, kind):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from django.db import ProgrammingError, connection, transaction
 from django.utils import timezone, translation
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from psycopg import IsolationLevel
 from psycopg.rows import dict_row
@@ -275,6 +275,7 @@ def role() -> Iterator[None]:
 @pytest.mark.parametrize("at_once", [False, True], ids=["one after the other", "side by side"])
 @EXAMPLES
 @given(drawn=scopes(ALWAYS))
+@example(drawn=[(in_iteration, [leaves_a_transaction_open, leaves_a_savepoint_open])])
 def test_nothing_of_a_scope_but_its_session_is_seen_by_the_next(
     at_once: bool, drawn: list[tuple[Kind, list[Callable[[], None]]]]
 ) -> None:
