@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from .driver import Connection
 
@@ -34,12 +34,14 @@ class PoolOptions:
     name: str = "pool"
 
     def __post_init__(self) -> None:
-        for names, kind, what in [
+        kinds: list[tuple[tuple[str, ...], Any, str]] = [
             (("min_size", "limit", "max_waiting"), int, "a whole number"),
             (("timeout", "max_lifetime", "max_idle"), (int, float), "a number of seconds"),
-        ]:
+        ]
+        for names, kind, what in kinds:
             for name in names:
-                value, shown = getattr(self, name), "max_size" if name == "limit" else name
+                value = getattr(self, name)
+                shown = "max_size" if name == "limit" else name
                 if not isinstance(value, kind):
                     raise TypeError(f"{shown} is {value!r}, but must be {what}")
                 if value < 0:

@@ -64,6 +64,7 @@ async def work_in(scope: Scope, job: Callable[[], T], always: bool = False) -> T
     if was_open and scope.loop is not asyncio.get_running_loop():
         _refuse_other_loop(scope)
     if (wait := sharing.turn_in(scope)) is not None:
+        assert wait.turn is not None
         job = partial(_in_turn, wait.turn, scope, job, always)
     if outer is not scope:
         _current.set(scope)
