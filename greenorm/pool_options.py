@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from .driver import Connection
 
@@ -40,7 +40,8 @@ class PoolOptions:
         ]
         for names, kind, what in kinds:
             for name in names:
-                value, shown = getattr(self, name), "max_size" if name == "limit" else name
+                value = getattr(self, name)
+                shown = "max_size" if name == "limit" else name
                 if not isinstance(value, kind):
                     raise TypeError(f"{shown} is {value!r}, but must be {what}")
                 if value < 0:

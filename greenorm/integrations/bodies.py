@@ -73,7 +73,8 @@ def readable_by_tasks(response: Any) -> None:
     iterator: Any = response._iterator
     file = getattr(response, "file_to_stream", None) if isinstance(response, FileResponse) else None
     if file is not None and type(iterator) is _CallableIterator and _is_on_disk(file):
-        response.streaming_content = _read_in_threads(iterator)
+        chunks: Any = iterator  # narrowed to what wraps it
+        response.streaming_content = _read_in_threads(chunks)
     else:
         response.streaming_content = _pull(iterator)
 
