@@ -9,6 +9,7 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
+
 
 async def run(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Run the sync callable `fn` in a greenlet of this task, and return its value or raise its exception.
@@ -37,9 +40,19 @@ async def run(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     the task has `atomic()` or `connection()` open, which this joins. Cancelling stops the running statement on the
     server and raises CancelledError in `fn`, where it waits. Raises TypeError where `fn` is no sync callable.
     """
-    _refuse_what_is_not_sync(fn)
+    if not _is_plain(fn):
+        _refuse_what_is_not_sync(fn)
     hooks.install()
     return await tasks.work(functools.partial(fn, *args, **kwargs))
+
+
+def _is_plain(fn: object) -> bool:
+    # The usual kinds of sync callable, told at once; whatever else there is takes a closer look.
+    while isinstance(fn, (functools.partial, MethodType)):
+        fn = fn.func if isinstance(fn, functools.partial) else fn.__func__
+    if type(fn) is FunctionType:
+        return not fn.__code__.co_flags & _ASYNC and not fn.__dict__
+    return type(fn) is BuiltinFunctionType
 
 
 def _refuse_what_is_not_sync(fn: object) -> None:

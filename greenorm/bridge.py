@@ -17,8 +17,9 @@ import gc
 import inspect
 import threading
 import types
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from time import monotonic
 from typing import Any, TypeVar, cast
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -29,6 +30,9 @@ T = TypeVar("T")
 
 # Parked ORM sides kept for reuse, per thread. A new greenlet costs five times the CPU of a parked one.
 _KEEP_PARKED = 64
+
+# How long, in seconds, a job may keep the event loop before it lets others go first. As psycopg.waiting.MAX_BUSY_TIME.
+BUSY_SECONDS = 0.005
 
 # What ends a wait without being an error of the statement that waited.
 INTERRUPTS = (asyncio.CancelledError, KeyboardInterrupt)
@@ -58,6 +62,7 @@ class _OrmSide(greenlet):
     carried: object = None
     held: asyncio.CancelledError | None = None
     dying: bool = False
+    since: float = 0.0  # by time.monotonic, when the loop last gave it control
 
 
 def _do_jobs() -> None:
@@ -110,6 +115,59 @@ def _phase() -> str:
             pass
 
 
+class _Turns(threading.local):
+    """Whether the loop of this thread still turns, and the runs that may not begin before it has.
+
+    Not more often than each few milliseconds, a run that begins asks the loop to call back. Those that begin later and
+    find that it has not done so yet wait in line, and are let in by the turn, as many at a time as it bears.
+    """
+
+    def __init__(self) -> None:
+        self.free_until = 0.0  # by time.monotonic: runs may begin without a look
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._line: deque[asyncio.Future[None]] = deque()
+        self._is_asking = False
+        self._at_a_time = 8
+        self._turned_at = 0.0
+
+    async def begin(self) -> None:
+        """Wait until the loop has turned, where it has been kept for some milliseconds."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop, self._is_asking, self._at_a_time = loop, False, 8
+            self._line.clear()
+        if not self._is_asking:
+            self._is_asking = True
+            self._turned_at = monotonic()
+            self.free_until = self._turned_at + BUSY_SECONDS
+            loop.call_soon(self._turn, loop)
+            return
+        self.free_until = 0.0
+        future = loop.create_future()
+        self._line.append(future)
+        await future
+
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not loop:
+            return
+        now = monotonic()
+        if not self._line:
+            self._is_asking = False
+            self.free_until = now + BUSY_SECONDS
+            return
+        was_quick = now - self._turned_at < BUSY_SECONDS
+        self._at_a_time = min(2 * self._at_a_time, 64) if was_quick else max(self._at_a_time // 2, 4)
+        self._turned_at = now
+        for _ in range(min(self._at_a_time, len(self._line))):
+            future = self._line.popleft()
+            if not future.done():  # else its task was cancelled
+                future.set_result(None)
+        loop.call_soon(self._turn, loop)
+
+
+turns = _Turns()
+
+
 def in_run() -> bool:
     """Return whether this code runs on an ORM side, that is, as sync code inside a `run`."""
     return type(getcurrent()) is _OrmSide
@@ -159,6 +217,7 @@ def spawn(job: Callable[[], T], carrying: object = None) -> Generator[Any, Any, 
     side.gr_context = here.gr_context
     side.job = job
     side.carried = carrying
+    side.since = monotonic()
     try:
         request = side.switch()
         while type(request) is not _Done:
@@ -168,7 +227,7 @@ def spawn(job: Callable[[], T], carrying: object = None) -> Generator[Any, Any, 
                 else:
                     answer = yield request
             except GeneratorExit:
-                # Nobody will resume this task. Let the job unwind; `_switch_up` refuses every further wait.
+                # Nobody will resume this task. Let the job unwind; `switch_up` refuses every further wait.
                 side.dying = True
                 if collecting():
                     _unwind_later(side)
@@ -226,7 +285,8 @@ def _wait_for(awaitable: Awaitable[T]) -> Generator[Any, Any, T]:
     return (yield from awaitable.__await__())
 
 
-def _switch_up(request: object) -> Any:
+def switch_up(request: object) -> Any:
+    """Hand up, on the ORM side, the future to be waited for; return what the loop sends when it is done."""
     side = getcurrent()
     assert type(side) is _OrmSide
     if side.held is not None:
@@ -242,6 +302,14 @@ def _switch_up(request: object) -> Any:
     except GreenletExit:
         side.dying = True
         raise
+    finally:
+        side.since = monotonic()
+
+
+def has_kept_the_loop() -> bool:
+    """Return whether this code is a job, has waited for nothing for some milliseconds, and can wait."""
+    side = getcurrent()
+    return type(side) is _OrmSide and monotonic() - side.since > BUSY_SECONDS and not side.dying and not collecting()
 
 
 def drive(coro: Coroutine[Any, Any, T]) -> T:
@@ -260,7 +328,7 @@ def drive(coro: Coroutine[Any, Any, T]) -> T:
         while True:
             error = answer = None
             try:
-                answer = _switch_up(request)
+                answer = switch_up(request)
             except BaseException as exc:
                 error = exc
             # Not in the except block: what `coro` makes of the error must not be chained to it by this frame.
@@ -290,7 +358,7 @@ def await_(awaitable: Awaitable[T]) -> T:
     try:
         if collecting():
             raise _in_finalizer()
-        return cast(T, _switch_up(_Awaited(awaitable)))
+        return cast(T, switch_up(_Awaited(awaitable)))
     except BaseException:
         if inspect.iscoroutine(awaitable):
             awaitable.close()  # never started, where the wait was refused; else it has ended
@@ -327,10 +395,11 @@ def to_completion(coro: Coroutine[Any, Any, T], seconds: float) -> Generator[Any
     meanwhile. Only on the ORM side, under `drive`. Does the work of `_run_to_completion`, SQLAlchemy 2.1.
     """
     loop = asyncio.get_running_loop()
-    stand_in: asyncio.Future[None] = loop.create_future()
+    stand_in: Any = None
     late = False
     held: tuple[Any, ...] | None = None
     error: BaseException | None
+    timer: asyncio.TimerHandle | None = None
 
     def wake(_: object = None) -> None:
         if not stand_in.done():
@@ -339,11 +408,12 @@ def to_completion(coro: Coroutine[Any, Any, T], seconds: float) -> Generator[Any
     def expire() -> None:
         nonlocal late
         late = True
-        wake()
+        if stand_in is not None:
+            wake()
 
-    timer = loop.call_later(seconds, expire)
     try:
         request = coro.send(None)
+        timer = loop.call_later(seconds, expire)
         while True:
             error = None
             try:
@@ -352,7 +422,7 @@ def to_completion(coro: Coroutine[Any, Any, T], seconds: float) -> Generator[Any
                 elif not request.done():
                     # The task waits for a stand-in: cancelling that leaves the future of `coro` as it is.
                     request._asyncio_future_blocking = False
-                    stand_in = loop.create_future()
+                    stand_in = getattr(request, "stand_in", loop.create_future)()
                     stand_in._asyncio_future_blocking = True
                     request.add_done_callback(wake)
                     try:
@@ -369,9 +439,10 @@ def to_completion(coro: Coroutine[Any, Any, T], seconds: float) -> Generator[Any
                 error = TimeoutError(f"cleanup did not finish within {seconds} seconds")
             request = coro.send(None) if error is None else coro.throw(error)
     except StopIteration as stop:
-        return cast(T, stop.value)
+        return stop.value  # type: ignore[no-any-return]  # reason: what `coro` has returned
     finally:
         error = None
-        timer.cancel()
+        if timer is not None:
+            timer.cancel()
         if held is not None:
             hold(asyncio.CancelledError(*held))

@@ -10,6 +10,7 @@ changes `borrow` when it goes to another borrower, so that a cursor of the forme
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -19,7 +20,8 @@ import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from psycopg import pq
 
-from .bridge import collecting, dying, in_run, loop_is_running
+from . import shortcuts
+from .bridge import collecting, dying, has_kept_the_loop, in_run, loop_is_running
 
 if TYPE_CHECKING:
     from .driver import AsyncConnection, Connection
@@ -37,6 +39,8 @@ class _SyncLooking(_AnyCursor):  # type: ignore[misc]  # reason: see _AnyCursor
     """AsyncCursor's coroutine methods as plain ones. Mirrors psycopg.Cursor, psycopg 3.3."""
 
     _conn: AsyncConnection
+    # Whether it has all its rows once it has executed, and psycopg is known to keep them as `shortcuts` says.
+    _keeps_its_rows = shortcuts.KNOWN
 
     def __init__(self, session: AsyncConnection, *args: Any, **kwargs: Any) -> None:
         super().__init__(session, *args, **kwargs)
@@ -73,7 +77,18 @@ class _SyncLooking(_AnyCursor):  # type: ignore[misc]  # reason: see _AnyCursor
         self._close()
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
-        return self._call(super().execute(query, params, **options))
+        session = self._conn
+        if self._borrow != session.borrow:
+            session.refuse_former(self._borrow, self)
+        if not self._keeps_its_rows or not in_run() or not session.lock.take():
+            return self._call(super().execute(query, params, **options))
+        try:
+            session.wait_here(self._execute_gen(query, params, **options))
+        except psycopg.errors._NO_TRACEBACK as exc:
+            raise exc.with_traceback(None)  # noqa: B904 - as psycopg does, so that its errors keep no frames alive
+        finally:
+            session.lock.release()
+        return self
 
     def executemany(self, query: Any, params_seq: Iterable[Any], **options: Any) -> None:
         self._call(super().executemany(query, params_seq, **options))
@@ -88,13 +103,25 @@ class _SyncLooking(_AnyCursor):  # type: ignore[misc]  # reason: see _AnyCursor
         return self._call(super().set_result(index))
 
     def fetchone(self) -> Any:
-        return self._call(super().fetchone())
+        return shortcuts.fetchone(self) if self._has_its_rows() else self._call(super().fetchone())
 
     def fetchmany(self, size: int = 0) -> list[Any]:
-        return self._call(super().fetchmany(size))
+        return shortcuts.fetchmany(self, size) if self._has_its_rows() else self._call(super().fetchmany(size))
 
     def fetchall(self) -> list[Any]:
-        return self._call(super().fetchall())
+        return shortcuts.fetchall(self) if self._has_its_rows() else self._call(super().fetchall())
+
+    def _has_its_rows(self) -> bool:
+        """Return whether a fetch has nothing to wait for. Lets others go first, where it is time."""
+        session = self._conn
+        if self._borrow != session.borrow:
+            session.refuse_former(self._borrow, self)
+        if has_kept_the_loop():
+            session.call(asyncio.sleep(0))
+        return self._keeps_its_rows and not session._pipeline
+
+    def _fetch_pipeline(self) -> Any:
+        return super()._fetch_pipeline() if self._conn._pipeline else shortcuts.READY
 
     def scroll(self, value: int, mode: str = "relative") -> None:
         self._call(super().scroll(value, mode))
@@ -133,6 +160,7 @@ class _SyncLookingPortal(_SyncLooking):
     """A server-side cursor: its portal stays open on the server until the cursor is closed."""
 
     _declared: bool = False
+    _keeps_its_rows = False
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
         if not self._declared:

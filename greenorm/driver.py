@@ -16,8 +16,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from time import monotonic
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -30,10 +32,21 @@ from psycopg.abc import PQGen
 from psycopg.rows import tuple_row
 from psycopg.waiting import Wait
 
-from .bridge import DYING, INTERRUPTS, drive, in_run, loop_is_running, to_completion
+from .bridge import (
+    DYING,
+    INTERRUPTS,
+    collecting,
+    drive,
+    has_kept_the_loop,
+    in_run,
+    loop_is_running,
+    switch_up,
+    to_completion,
+)
 from .cursors import bridged, with_additions
 from .errors import ConnectionInUse, NotInRun, StaleCursor
-from .readiness import readiness, ready_now
+from .readiness import Watch, readiness, ready_now
+from .shortcuts import Lock, watch
 
 if TYPE_CHECKING:
     from typing import Self
@@ -45,32 +58,36 @@ logger = logging.getLogger("greenorm")
 # Bounds of cleanup, in seconds: stopping a statement on the server; a rollback, commit or give-back.
 CANCEL_SECONDS = 5.0
 CLEANUP_SECONDS = 15.0
-# How long, in seconds, work that never waits may keep the event loop. As psycopg.waiting.MAX_BUSY_TIME.
-BUSY_SECONDS = 0.005
-
 # What a borrower can change of a connection without the server noticing. Names of psycopg 3.3.
 _CLIENT_STATE = (
-    "_autocommit", "_isolation_level", "_read_only", "_deferrable", "_begin_statement", "row_factory",
-    "face_cursor_factory",
+    "_autocommit", "_isolation_level", "_read_only", "_deferrable", "row_factory", "face_cursor_factory",
+    "_begin_statement",
 )  # fmt: skip
+# But for the last, which follows from the others.
+_values = itemgetter(*_CLIENT_STATE[:-1])
+
+WAIT_R = int(Wait.R)
+READY_R = int(waiting.Ready.R)
 
 # What a session has of its own, when it shares the rest with a sync connection.
 _OWN_STATE = {
     "lock", "cursor_factory", "server_cursor_factory", "face_cursor_factory", "_face", "_blocking", "borrow",
-    "open_cursors", "open_portals", "on_interrupt", "take_up", "call",
+    "open_cursors", "open_portals", "on_interrupt", "take_up", "call", "_watch",
 }  # fmt: skip
 
 ACTIVE = pq.TransactionStatus.ACTIVE
 IDLE = pq.TransactionStatus.IDLE
+CONNECTED = pq.ConnStatus.OK
 
 
-class _Lock(asyncio.Lock):
+class _Lock(Lock):
     """The lock of a session, for `async with` in its coroutines and `with` in the methods of its face."""
 
     session: AsyncConnection
 
     def __enter__(self) -> None:
-        self.session.call(self.acquire())
+        if not self.take():
+            self.session.call(self.acquire())
 
     def __exit__(self, *exc_info: object) -> None:
         self.release()
@@ -79,6 +96,7 @@ class _Lock(asyncio.Lock):
 class AsyncConnection(psycopg.AsyncConnection[Any]):
     """A session: psycopg's AsyncConnection, whose coroutines can also be called from sync code."""
 
+    lock: _Lock
     # Counted by the cursors: those not closed yet, and the server-side ones among them.
     open_cursors: int = 0
     open_portals: int = 0
@@ -101,13 +119,14 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     execute_wrappers: tuple[Any, ...] = ()
     _blocking: bool = False
     _face: ReferenceType[Connection] | None = None
-    _last_yield: float = 0.0
+    # Of its socket, for what a pool has opened.
+    _watch: Watch | None = None
     # A cursor class, an addition to it, and the two together.
     _with_additions: tuple[type[Any], type[Any], type[Any]] = (object, object, object)
 
     def __init__(self, pgconn: Any, row_factory: Any = tuple_row) -> None:
         super().__init__(pgconn, row_factory)
-        self.__dict__.update(_async_parts(self), opened_by=os.getpid())
+        self.__dict__.update(_async_parts(self), opened_by=os.getpid(), face_cursor_factory=psycopg.ClientCursor)
 
     def __del__(self, __warn: Any = None) -> None:
         # The pool closes what it opened; nobody else is meant to.
@@ -117,11 +136,13 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     async def connect(cls, *args: Any, **kwargs: Any) -> Self:
         """Connect to the server, or leave nothing behind. Mirrors AsyncConnection.connect, psycopg 3.3."""
         try:
-            return await super().connect(*args, **kwargs)
+            session = await super().connect(*args, **kwargs)
         except BaseException as exc:
             # The frames of a failed attempt own its socket, and live as long as the error: in a cancelled task, say.
             clear_frames(exc.__traceback__)
             raise
+        session._watch = watch(asyncio.get_running_loop(), session.pgconn.socket)
+        return session
 
     def cursor_class(self) -> type[Any]:
         """Return the class that `cursor()` of the face makes, with what instrumentation has added to the session's."""
@@ -209,7 +230,8 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         finally:
             self.__dict__.pop("call", None)
 
-    async def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+    @types.coroutine
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> Generator[Any, Any, T]:
         """Consume a generator that operates on the connection. Mirrors AsyncConnection.wait, psycopg 3.3."""
         if self._blocking:
             if loop_is_running():
@@ -219,43 +241,74 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
                 )
             return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=timeout)
         try:
-            return await self._wait(gen, timeout)
-        except INTERRUPTS:
-            if self.pgconn.transaction_status == ACTIVE:
-                # A second cancellation must not leave the statement running on the server.
-                await to_completion(self._stop(gen), 2 * CANCEL_SECONDS)
-            raise
-        except DYING:
-            self.abandon()
+            return (yield from self._wait(gen, timeout))
+        except (*INTERRUPTS, *DYING) as exc:
+            yield from self._break_off(gen, exc)
             raise
 
-    async def _wait(self, gen: PQGen[T], timeout: float | None = None) -> T:
+    @types.coroutine
+    def _wait(self, gen: PQGen[T], timeout: float | None = None, state: int = 0) -> Generator[Any, Any, T]:
         # Against psycopg.waiting.wait_async: no timer each 0.1 s (signals reach asyncio without), and no yield to
         # the loop where nothing waits.
-        try:
-            state = next(gen)
-        except StopIteration as stop:
-            return cast(T, stop.value)
-        loop = asyncio.get_running_loop()
-        fd = self.pgconn.socket
         deadline = None if timeout is None else monotonic() + timeout
         try:
+            state = state or next(gen)
             while True:
-                if state & Wait.W and (ready := ready_now(fd, state)):
+                if state == WAIT_R and deadline is None and self._watch is not None:
+                    yield self._watch.begin()
+                    ready = READY_R
+                elif state & Wait.W and (ready := ready_now(self.pgconn.socket, state)):
                     # A socket is nearly always writable: asking costs less than a turn of the loop.
-                    if monotonic() - self._last_yield > BUSY_SECONDS:
-                        await asyncio.sleep(0)
-                        self._last_yield = monotonic()
+                    if has_kept_the_loop() or not in_run():
+                        yield
                 else:
-                    ready = await readiness(loop, fd, state, deadline)
-                    self._last_yield = monotonic()
+                    loop = asyncio.get_running_loop()
+                    ready = yield from readiness(loop, self.pgconn.socket, state, deadline).__await__()
                 state = gen.send(ready)
         except TimeoutError:  # of a cleanup that is out of time; an OSError, too
             raise
         except OSError as exc:
             raise e.OperationalError("connection socket closed") from exc
         except StopIteration as stop:
-            return cast(T, stop.value)
+            return stop.value  # type: ignore[no-any-return]  # reason: what `gen` has returned
+
+    def wait_here(self, gen: PQGen[T]) -> T:
+        """Do at once, in sync code inside a run, what `call(wait(gen))` does: the usual wait, for an answer, is no more
+        than a switch."""
+        watch = self._watch
+        if watch is None or "call" in self.__dict__ or collecting():
+            return self.call(self.wait(gen))
+        try:
+            state = next(gen)
+            while state == WAIT_R:
+                switch_up(watch.begin())
+                state = gen.send(READY_R)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]  # reason: what `gen` has returned
+        except OSError as exc:
+            raise e.OperationalError("connection socket closed") from exc
+        except (*INTERRUPTS, *DYING) as exc:
+            self.call(self._break_off(gen, exc))  # raises
+            raise
+        return self.call(self._rest(gen, state))
+
+    @types.coroutine
+    def _rest(self, gen: PQGen[T], state: int) -> Generator[Any, Any, T]:
+        try:
+            return (yield from self._wait(gen, None, state))
+        except (*INTERRUPTS, *DYING) as exc:
+            yield from self._break_off(gen, exc)
+            raise
+
+    @types.coroutine
+    def _break_off(self, gen: PQGen[Any], exc: BaseException) -> Generator[Any, Any, None]:
+        """Raise what has interrupted a wait, after its statement has been stopped, or its connection closed."""
+        if isinstance(exc, DYING):
+            self.abandon()
+        elif self.pgconn.transaction_status == ACTIVE:
+            # A second cancellation must not leave the statement running on the server.
+            yield from to_completion(self._stop(gen), 2 * CANCEL_SECONDS)
+        raise exc
 
     async def _stop(self, gen: PQGen[Any]) -> None:
         """Stop the running statement on the server; where that fails, close the connection."""
@@ -283,22 +336,32 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             self.abandon()
             raise
 
+    def readable_now(self) -> bool:
+        """Return whether there is something to read, or the server has closed."""
+        if self._watch is not None:
+            return self._watch.readable_now()
+        return bool(ready_now(self.pgconn.socket, Wait.R))
+
     def abandon(self) -> None:
         """Close the connection at once, without waiting for anything."""
         self._closed = True
+        if self._watch is not None:
+            self._watch.close()
         self.pgconn.finish()
 
     def remember(self) -> None:
         """Take the client-side state of now as what each new borrower is to find."""
-        self._remembered = {name: self.__dict__[name] for name in _CLIENT_STATE if name in self.__dict__}
+        self._remembered = {name: self.__dict__[name] for name in _CLIENT_STATE}
+        self._remembered_values = _values(self.__dict__)
         self._remembered_handlers = self._notice_handlers[:], self._notify_handlers[:], self.prepare_threshold
 
     def restore(self) -> None:
         """Go back to the client-side state that was remembered. The connection must be idle."""
-        for name in _CLIENT_STATE:
-            self.__dict__.pop(name, None)
-        self.__dict__.update(self._remembered)
-        self._notice_handlers[:], self._notify_handlers[:], self.prepare_threshold = self._remembered_handlers
+        if _values(self.__dict__) != self._remembered_values:
+            self.__dict__.update(self._remembered)
+        before = self._remembered_handlers
+        if (self._notice_handlers, self._notify_handlers, self.prepare_threshold) != before:
+            self._notice_handlers[:], self._notify_handlers[:], self.prepare_threshold = before
 
 
 class _Adopted(AsyncConnection):
@@ -306,10 +369,11 @@ class _Adopted(AsyncConnection):
 
     take_up: Callable[[], Awaitable[object]]
 
-    async def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+    @types.coroutine
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> Generator[Any, Any, T]:
         if not self._blocking:
-            await self.take_up()
-        return await super().wait(gen, interval, timeout)
+            yield from self.take_up().__await__()
+        return (yield from super().wait(gen, interval, timeout))
 
 
 def adopt(conn: psycopg.Connection[Any], take_up: Callable[[], Awaitable[object]], again: Any = None) -> Connection:
@@ -380,24 +444,32 @@ class Connection(psycopg.Connection[Any]):
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Consume a generator that operates on the connection, awaited by the session."""
-        self.session.refuse_former(self.borrow, self)
-        return self.session.call(self.session.wait(gen, interval, timeout))
+        session = self.session
+        if self.borrow != session.borrow:
+            session.refuse_former(self.borrow, self)
+        if timeout is None and in_run() and not session._blocking:
+            return session.wait_here(gen)
+        return session.call(session.wait(gen, interval, timeout))
 
     def cursor(self, name: str = "", **options: Any) -> Any:
         """Return a sync-looking AsyncCursor. Mirrors Connection.cursor, psycopg 3.3."""
-        self.session.refuse_former(self.borrow, self)
-        self._check_connection_ok()
-        binary = options.pop("binary", False)
+        session = self.session
+        if self.borrow != session.borrow:
+            session.refuse_former(self.borrow, self)
+        if session.pgconn.status != CONNECTED:
+            self._check_connection_ok()
+        binary = options.pop("binary", False) if options else False
         if name:
-            cursor = bridged(psycopg.ServerCursor)(self.session, name, **options)
+            cursor = bridged(psycopg.ServerCursor)(session, name, **options)
         else:
-            options.pop("scrollable", None)
-            options.pop("withhold", None)
-            factory = self.session.cursor_class()
+            if options:
+                options.pop("scrollable", None)
+                options.pop("withhold", None)
+            factory = session.cursor_class()
             is_bridged = issubclass(factory, psycopg.AsyncCursor)
-            cursor = factory(self.session if is_bridged else self, **options)
+            cursor = factory(session if is_bridged else self, **options)
             if not is_bridged:
-                self.session.open_cursors += 1  # it waits through this face, and its end is not seen
+                session.open_cursors += 1  # it waits through this face, and its end is not seen
         if binary:
             cursor.format = pq.Format.BINARY
         return cursor

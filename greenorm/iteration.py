@@ -37,7 +37,7 @@ class Reading(Generic[T]):
         self.done = False
         self._advancing = False
 
-    async def work(self, job: Callable[[], R]) -> R:
+    async def work(self, job: Callable[[], R], always: bool = False) -> R:
         """Run `job` in the scope of this reading, which is that of the task that begins it."""
         if self._advancing:
             raise RuntimeError("iterate() is advanced by two tasks at once; give each task an iteration of its own")
@@ -46,7 +46,7 @@ class Reading(Generic[T]):
             self.scope = tasks.own_or_new()
         self._advancing = True
         try:
-            return await tasks.work_in(self.scope, job)
+            return await tasks.work_in(self.scope, job, always)
         finally:
             self._advancing = False
 
@@ -169,7 +169,7 @@ class iterate(Generic[T]):  # noqa: N801 - reads as the function that it is to i
         slices = self._slices
         slices.buffer.clear()
         if not slices.done:
-            await slices.work(slices.close)
+            await slices.work(slices.close, always=True)
 
     async def __aenter__(self) -> Self:
         return self

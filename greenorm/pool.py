@@ -16,18 +16,17 @@ import os
 import random
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextvars import Context
 from time import monotonic
 from typing import Any, TypeVar
 from warnings import warn
 from weakref import ReferenceType, ref
 
-from psycopg.waiting import Wait
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from .bridge import collecting, drive, dying, in_run, running_loop
 from .driver import IDLE, AsyncConnection, Connection
 from .pool_options import Callback, PoolOptions, PoolStats
-from .readiness import ready_now
 
 T = TypeVar("T")
 
@@ -83,6 +82,10 @@ class Pool:
         """Whether it takes back what it lent. From the end of its event loop on it does not."""
         return self._keeps
 
+    def is_open_here(self) -> bool:
+        """Return whether it is the running event loop's, and open."""
+        return not self._closed and self._loop() is asyncio.get_running_loop()
+
     # Borrowing
 
     def getconn(self) -> Connection:
@@ -90,6 +93,9 @@ class Pool:
 
         Other tasks run meanwhile. Raises PoolTimeout, TooManyRequests, PoolClosed, or what connecting raises.
         """
+        if self._idle and not self._waiting and self._check is None and (session := self._take_idle()) is not None:
+            self._in_use.add(session)
+            return self._lend(session)
         deadline = monotonic() + self.options.timeout
         while True:
             if self._closed:
@@ -111,7 +117,7 @@ class Pool:
         while self._idle:
             session = self._idle.pop()
             # A socket that has something to read while nobody asked has been closed by the server, or soon will be.
-            if not session.closed and not ready_now(session.pgconn.socket, Wait.R):
+            if not session.closed and not session.readable_now():
                 return session
             self._close(session)
         return None
@@ -320,7 +326,8 @@ class Pool:
         if self._shrink_timer is None and self._size > self.options.min_size:
             loop = asyncio.get_running_loop()
             delay = self._idle[0].idle_since + self.options.max_idle - monotonic()
-            self._shrink_timer = loop.call_later(max(0.0, delay), self._shrink)
+            # In a context of its own, as it outlives the one that gives back, and what that holds.
+            self._shrink_timer = loop.call_later(max(0.0, delay), self._shrink, context=Context())
 
     def _shrink(self) -> None:
         self._shrink_timer = None

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from . import bridge, conf, sharing, testing, turns
+from . import bridge, conf, sharing, spares, testing, turns
 from .errors import BlockingBackend, OpenTransaction, SharedScope
 from .shares import LentByScope, Share, SharedWithSyncCode
 from .sharing import in_transaction
@@ -46,7 +46,7 @@ class Scope:
         self.wrappers: dict[str, Any] = {}
         self.joined: dict[str, Share] = {}  # what is another's, and used in turns
         self.strays: list[Any] = []  # wrappers that were not looked up in this scope, and were connected in it
-        self.pins: Counter[str] = Counter()
+        self.pins: defaultdict[str, int] = defaultdict(int)
         self.users = 0
         self.ended = False
         self.left_behind: Scope | None = None  # what the task inherited, where it asked for a connection of its own
@@ -81,14 +81,27 @@ class Scope:
     def end(self) -> None:
         """Give back every connection, whatever its state. The scope is not used again."""
         self.close_to_joiners()
+        try:
+            if len(self.wrappers) == 1 and not self.strays:
+                for alias, wrapper in [*self.wrappers.items()]:
+                    self._let_go(alias, wrapper)
+            elif self.wrappers or self.strays:
+                self._let_all_go()
+            wrapper = None
+            while self.wrappers:
+                alias, wrapper = self.wrappers.popitem()
+                spares.keep(alias, wrapper)
+        finally:
+            self.wrappers.clear()
+            self.strays.clear()
+            self.task = None
+
+    def _let_all_go(self) -> None:
         with ExitStack() as stack:  # whatever is raised meanwhile, each is let go
             for alias, wrapper in self.wrappers.items():
                 stack.callback(self._let_go, alias, wrapper)
             for wrapper in self.strays:
                 stack.callback(wrapper.give_back)
-        self.wrappers.clear()
-        self.strays.clear()
-        self.task = None
 
     def close_to_joiners(self) -> None:
         """Let the next run of the task find no open scope."""
@@ -98,6 +111,7 @@ class Scope:
 
     def _let_go(self, alias: str, wrapper: Any) -> None:
         if (share := self.joined.pop(alias, None)) is not None:
+            self.wrappers.pop(alias, None)
             share.end()
         elif getattr(wrapper, "can_await", False):
             wrapper.give_back()
@@ -134,7 +148,11 @@ class Scope:
                 self.joined[alias] = share
                 self.wrappers[alias] = share.wrapper
                 return share.wrapper
-        return None
+        wrapper = None if on_new_wrapper else spares.take(alias)
+        if wrapper is not None:
+            wrapper._made_in = self
+            self.wrappers[alias] = wrapper
+        return wrapper
 
     def take_up(self, wrapper: Any) -> bool:
         """Wait for this scope's turn with `wrapper`, if it has a share in that. Returns False where it has none."""
@@ -172,6 +190,8 @@ class Scope:
         if not getattr(wrapper, "can_await", False) and alias not in conf.blocking_aliases():
             wrapper.connect = wrapper.copy = partial(_refuse_blocking, alias, wrapper)
         if wrapper.connection is None:
+            if getattr(wrapper, "can_await", False):
+                spares.note(wrapper)
             wrapper._made_in = self
         self.wrappers[alias] = wrapper
         for tell in on_new_wrapper:

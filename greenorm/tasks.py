@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -60,6 +61,8 @@ async def work_in(scope: Scope, job: Callable[[], T], always: bool = False) -> T
     A scope that still has users afterwards stays open for the rest of this task, until its last user has left.
     Where the job must wait for its turn, it is done `always`, or not if the task is cancelled meanwhile.
     """
+    if monotonic() > bridge.turns.free_until and not always:
+        await bridge.turns.begin()
     outer, was_open = _current.get(), scope.users > 0
     if was_open and scope.loop is not asyncio.get_running_loop():
         _refuse_other_loop(scope)
@@ -87,7 +90,21 @@ def _refuse_other_loop(scope: Scope) -> NoReturn:
 
 async def work(job: Callable[[], T]) -> T:
     """Run `job` in the scope that this task has open, or in one of its own that ends with it."""
-    return await work_in(own_or_new(), job)
+    scope = own()
+    if scope is not None:
+        return await work_in(scope, job)
+    if monotonic() > bridge.turns.free_until:
+        await bridge.turns.begin()
+    # As `work_in` does it for a scope that nobody knows yet.
+    outer = _current.get()
+    scope = Scope(outer if outer is None or not outer.ended else current())
+    _current.set(scope)
+    open_scopes[scope.task] = scope
+    try:
+        return await bridge.spawn(partial(scope.work, job), scope)
+    finally:
+        if scope.ended and _current.get() is scope:
+            _current.set(outer)
 
 
 def wait_for(awaitable: Awaitable[T], lend: bool = False) -> T:

@@ -116,12 +116,20 @@ async def test_during_connect(cancel: Canceller, after: float, admin: psycopg.Co
 
 @cancellers
 async def test_during_the_wait_for_a_connection(cancel: Canceller) -> None:
-    holders = [asyncio.create_task(greenorm.run(sleep, 0.3)) for _ in range(4)]
+    async def hold() -> None:
+        async with greenorm.connection():
+            await released.wait()
+
+    released = asyncio.Event()
+    holders = [asyncio.create_task(hold()) for _ in range(4)]
+    while greenorm.pool_stats().borrowed < 4:
+        await asyncio.sleep(0.01)
     waiters = [asyncio.create_task(greenorm.run(names)) for _ in range(6)]
-    await asyncio.sleep(0.1)
-    assert greenorm.pool_stats().waiting == 6
+    while greenorm.pool_stats().waiting < 6:
+        await asyncio.sleep(0.01)
     for task in waiters[:3]:
         await cancel(task)
+    released.set()
     results = await asyncio.gather(*waiters, *holders, return_exceptions=True)
     assert [type(result) for result in results[:3]] == [asyncio.CancelledError] * 3
     assert results[3:6] == [[]] * 3

@@ -24,6 +24,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql import base as postgresql
 from django.db.backends.postgresql.psycopg_any import register_tzloader
 from django.db.backends.signals import connection_created
+from django.db.backends.utils import CursorWrapper
 from django.db.utils import OperationalError
 from psycopg import pq
 
@@ -57,6 +58,34 @@ else:
     _Wrapper = object  # goes before a wrapper class, and is none itself
 
 
+class _CursorWrapper(CursorWrapper):
+    """Django's, with its fetches written out: __getattr__ costs as much as a fetch of one row."""
+
+    def fetchone(self) -> Any:
+        try:
+            return self.cursor.fetchone()
+        except Exception:
+            with self.db.wrap_database_errors:
+                raise
+
+    def fetchmany(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.cursor.fetchmany(*args, **kwargs)
+        except Exception:
+            with self.db.wrap_database_errors:
+                raise
+
+    def fetchall(self) -> Any:
+        try:
+            return self.cursor.fetchall()
+        except Exception:
+            with self.db.wrap_database_errors:
+                raise
+
+    def close(self) -> None:
+        self.cursor.close()
+
+
 class AwaitableMixin(_Wrapper):
     """Mixed in before a PostgreSQL DatabaseWrapper, lets it be used inside `greenorm.run`."""
 
@@ -69,6 +98,17 @@ class AwaitableMixin(_Wrapper):
     _was_closed = False
     _is_checked = False
     _scope: Scope | None = None
+    _known_pool: Pool | None = None
+    _known_key: Any = None
+
+    # For a wrapper that is to be used again: what its use changes, and `connect` or a look-up sets; what may stay.
+    CHANGES = (
+        "connection", "autocommit", "in_atomic_block", "savepoint_state", "commit_on_exit", "needs_rollback",
+        "close_at", "closed_in_transaction", "errors_occurred", "health_check_enabled", "health_check_done",
+        "run_commit_hooks_on_set_autocommit_on", "isolation_level", "_named_cursor_idx", "rollback_exc",
+        "_made_in", "_scope", "_borrowed", "_was_closed", "_is_checked",
+    )  # fmt: skip
+    CACHES = ("_known_pool", "_known_key")
 
     # Which pool
 
@@ -85,17 +125,20 @@ class AwaitableMixin(_Wrapper):
 
         Raises ImproperlyConfigured for options that make no sense. Waits for nothing.
         """
-        timezone = self.timezone_name
+        key = self.settings_dict["NAME"], self.timezone_name
+        known = self._known_pool
+        if known is not None and self._known_key == key and known.is_open_here() and self._is_registered():
+            return known
         if not self._is_registered() and not self.settings_dict["OPTIONS"].get("pool"):
             # A wrapper made by hand (a copy(), the one that creates databases) has one connection of its own.
             if self._own_pool is None:
                 self._own_pool = make_pool(self, min_size=0, max_size=1)
             return self._own_pool
         by_key = pools()
-        key = (*self._owner(), self.settings_dict["NAME"], timezone)
-        pool = by_key.get(key)
+        pool = by_key.get((*self._owner(), *key))
         if pool is None:
-            pool = by_key[key] = make_pool(self)
+            pool = by_key[(*self._owner(), *key)] = make_pool(self)
+        self._known_pool, self._known_key = pool, key
         return pool
 
     def close_pool(self) -> None:
@@ -202,7 +245,8 @@ class AwaitableMixin(_Wrapper):
         self.close_at = None
         self.run_on_commit = []
         if not self._was_closed:
-            self.execute_wrappers[:0] = session.execute_wrappers
+            if session.execute_wrappers:
+                self.execute_wrappers[:0] = session.execute_wrappers
             return
         self._was_closed = False  # by its user, who has been promised a connection_created for the next one
         before = self.execute_wrappers[:]
@@ -326,7 +370,12 @@ class AwaitableMixin(_Wrapper):
             super().close_if_unusable_or_obsolete()
 
     def ensure_connection(self) -> None:
-        """Mirrors BaseDatabaseWrapper.ensure_connection, Django 6.1. Async code in a test may ask: it is connected."""
+        """Mirrors BaseDatabaseWrapper.ensure_connection, Django 6.1, whose guard lets every run pass.
+
+        Async code in a test may ask: it is connected.
+        """
+        if self.connection is not None and bridge.in_run():
+            return
         if not self._is_looked_at():
             super().ensure_connection()
 
@@ -340,18 +389,45 @@ class AwaitableMixin(_Wrapper):
 
     # Where Django's code would not do in a run
 
+    def cursor(self) -> Any:
+        """Create a cursor. Mirrors BaseDatabaseWrapper.cursor, Django 6.1, whose guard lets every run pass."""
+        return self._cursor() if bridge.in_run() else super().cursor()
+
+    def _cursor(self, name: str | None = None) -> Any:
+        conn = self.connection
+        if name is not None or type(conn) is not Connection or self.queries_logged or not bridge.in_run():
+            return super()._cursor(name)  # type: ignore[misc]  # reason: private in Django, and not in its type stubs
+        if self.health_check_enabled and not self.health_check_done:
+            self.close_if_health_check_failed()
+            self.ensure_connection()
+        try:
+            return self.make_cursor(self.create_cursor())
+        except Exception:
+            with self.wrap_database_errors:
+                raise
+
+    def make_cursor(self, cursor: Any) -> CursorWrapper:
+        """Mirrors BaseDatabaseWrapper.make_cursor, Django 6.1."""
+        return _CursorWrapper(cursor, self) if type(self.connection) is Connection else super().make_cursor(cursor)
+
     def create_cursor(self, name: str | None = None) -> Any:
         """Mirrors DatabaseWrapper.create_cursor, Django 6.1, where that names a sync server-side cursor class."""
         self._look_after()
         conn = self.connection
         if name is None or not isinstance(conn, Connection):
-            return super().create_cursor(name)
+            return self._create_cursor(name)
         if self.settings_dict["OPTIONS"].get("server_side_binding") is True:
-            return super().create_cursor(name)
+            return self._create_cursor(name)
         cursor = bridged(postgresql.ServerSideCursor)(conn.session, name, scrollable=False, withhold=conn.autocommit)
         if self.timezone != cursor.adapters.get_loader(postgresql.TIMESTAMPTZ_OID, pq.Format.TEXT).timezone:
             register_tzloader(self.timezone, cursor)
         return cursor
+
+    def _create_cursor(self, name: str | None) -> Any:
+        guarded = super().create_cursor
+        if bridge.in_run() and (unguarded := getattr(guarded, "__wrapped__", None)) is not None:
+            return unguarded(self, name)
+        return guarded(name)
 
     def set_autocommit(self, autocommit: bool, *args: Any, **kwargs: Any) -> None:
         """Mirrors BaseDatabaseWrapper.set_autocommit, Django 6.1, but borrows nothing only to set what it has."""

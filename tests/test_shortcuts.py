@@ -1,0 +1,263 @@
+"""What relies on how asyncio and psycopg work inside. A failure here: look at `greenorm/shortcuts.py` anew."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+from django.db import connection, connections
+from django.test import override_settings
+from psycopg import AsyncCursor
+from psycopg._cursor_base import BaseCursor
+
+import greenorm
+from greenorm import shortcuts, spares
+from greenorm.readiness import Watch
+from greenorm.shortcuts import DirectFuture, DirectWatch, Lock
+
+pytestmark = pytest.mark.no_database
+
+
+@pytest.fixture
+def pair() -> Any:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def watch(kind: type[Watch], ours: socket.socket) -> Watch:
+    return kind(asyncio.get_running_loop(), ours.fileno())
+
+
+async def waited(watch: Watch) -> None:
+    future = watch.begin()
+    future._asyncio_future_blocking = False
+    await Waiting(future)
+
+
+class Waiting:
+    def __init__(self, future: Any) -> None:
+        self.future = future
+
+    def __await__(self) -> Any:
+        self.future._asyncio_future_blocking = True
+        yield self.future
+        self.future.result()
+
+
+kinds = pytest.mark.parametrize("kind", [Watch, DirectWatch])
+
+
+def test_this_psycopg_is_known() -> None:
+    assert shortcuts.KNOWN
+
+
+def test_a_fetch_of_both_kinds_of_cursor_does_the_same() -> None:
+    for name in ("fetchone", "fetchmany", "fetchall"):
+        plain, awaited = inspect.getsource(getattr(psycopg.Cursor, name)), inspect.getsource(getattr(AsyncCursor, name))
+        assert plain.split('"""')[2] == awaited.replace("await ", "").split('"""')[2]
+
+
+def test_an_execute_of_both_kinds_of_cursor_does_the_same() -> None:
+    plain, awaited = inspect.getsource(psycopg.Cursor.execute), inspect.getsource(AsyncCursor.execute)
+    body = awaited.replace("await ", "").replace("async ", "").split('"""')[2]
+    assert plain.split('"""')[2] == body
+    assert "_execute_gen" in body
+    assert "_execute_gen" in vars(BaseCursor)
+
+
+def test_the_lock_of_asyncio_is_as_it_was() -> None:
+    lock = asyncio.Lock()
+    assert (lock._locked, lock._waiters) == (False, None)
+
+
+async def test_a_lock_that_somebody_waits_for_is_not_taken() -> None:
+    lock = Lock()
+    assert lock.take()
+    assert not lock.take()
+    waits = asyncio.create_task(lock.acquire())
+    await asyncio.sleep(0)
+    lock.release()
+    assert not lock.take()
+    assert await waits
+    lock.release()
+    assert lock.take()
+
+
+@pytest.mark.parametrize("task", [asyncio.Task, asyncio.tasks._PyTask])  # type: ignore[attr-defined]
+@pytest.mark.one_loop
+async def test_tasks_wait_for_a_direct_future(task: Any) -> None:
+    future = DirectFuture(asyncio.get_running_loop())
+    steps: list[Any] = []
+
+    async def wait() -> None:
+        await Waiting(future)
+        steps.append(asyncio.current_task())
+
+    waits = task(wait(), loop=asyncio.get_running_loop())
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_soon(lambda: (future.set_result(None), steps.append("and then the callback")))
+    await waits
+    assert steps == [waits, "and then the callback"]
+
+
+@pytest.mark.parametrize("task", [asyncio.Task, asyncio.tasks._PyTask])  # type: ignore[attr-defined]
+@pytest.mark.one_loop
+async def test_tasks_that_wait_for_a_direct_future_can_be_cancelled(task: Any) -> None:
+    future = DirectFuture(asyncio.get_running_loop())
+
+    async def wait() -> None:
+        await Waiting(future)
+
+    waits = task(wait(), loop=asyncio.get_running_loop())
+    await asyncio.sleep(0)
+    waits.cancel("enough")
+    with pytest.raises(asyncio.CancelledError, match="enough"):
+        await waits
+
+
+@kinds
+@pytest.mark.one_loop
+async def test_a_watch_sees_what_comes_again_and_again(kind: type[Watch], pair: Any) -> None:
+    ours, theirs = pair
+    seen = watch(kind, ours)
+    for _ in range(3):
+        assert not seen.readable_now()
+        asyncio.get_running_loop().call_soon(theirs.send, b"x")
+        await waited(seen)
+        assert seen.readable_now()
+        assert ours.recv(1) == b"x"
+    seen.close()
+
+
+async def test_uvloop_has_the_plain_watch_and_asyncio_the_direct_one(pair: Any) -> None:
+    loop = asyncio.get_running_loop()
+    is_asyncio = isinstance(loop, asyncio.SelectorEventLoop)
+    for debug in (False, True):
+        loop.set_debug(debug)
+        seen = shortcuts.watch(loop, pair[0].fileno())
+        assert isinstance(seen, DirectWatch) == (is_asyncio and not debug)
+        seen.close()
+
+
+@kinds
+async def test_a_watch_that_nobody_waits_for_does_not_keep_the_loop_busy(kind: type[Watch], pair: Any) -> None:
+    ours, theirs = pair
+    seen = watch(kind, ours)
+    asyncio.get_running_loop().call_soon(theirs.send, b"x")
+    await waited(seen)  # and nobody reads it
+    while seen._is_registered:
+        await asyncio.sleep(0)
+    await waited(seen)
+    seen.close()
+
+
+@kinds
+async def test_a_watch_that_is_closed_wakes_who_waits_and_closes_its_descriptor_once(
+    kind: type[Watch], pair: Any
+) -> None:
+    seen = watch(kind, pair[0])
+    waits = asyncio.create_task(waited(seen))
+    await asyncio.sleep(0)
+    seen.close()
+    seen.close()
+    await waits
+    with pytest.raises(OSError, match="closed"):
+        seen.begin()
+
+
+@kinds
+async def test_a_watch_can_be_closed_by_another_thread(kind: type[Watch], pair: Any) -> None:
+    seen = watch(kind, pair[0])
+    waits = asyncio.create_task(waited(seen))
+    await asyncio.sleep(0)
+    thread = threading.Thread(target=seen.close)
+    thread.start()
+    await waits
+    thread.join()
+    assert not seen._is_registered
+
+
+async def test_a_lost_connection_leaves_nothing_that_the_loop_would_poll(admin: psycopg.Connection[Any]) -> None:
+    def pid() -> int:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            return int(cursor.fetchone()[0])
+
+    def lose() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    for _ in range(3):  # a new connection is given the descriptor of the lost one
+        lost = await greenorm.run(pid)
+        with pytest.raises(Exception, match=r"terminat|closed"):
+            await greenorm.run(lose)
+        assert await greenorm.run(pid) != lost
+    assert greenorm.pool_stats().size == 1
+
+
+async def test_a_wrapper_is_used_again_by_the_next_run() -> None:
+    def state() -> int:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        return id(connections["default"])
+
+    await greenorm.run(state)  # the pool keeps the wrapper that has opened it
+    assert len({await greenorm.run(state) for _ in range(5)}) == 1
+
+
+async def test_a_wrapper_that_somebody_knows_is_not_used_again() -> None:
+    kept = await greenorm.run(lambda: connections["default"])
+    assert await greenorm.run(lambda: connections["default"]) is not kept
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda wrapper: setattr(wrapper, "force_debug_cursor", True),
+        lambda wrapper: setattr(wrapper, "of_a_user", 1),
+        lambda wrapper: wrapper.execute_wrappers.append(print),
+        lambda wrapper: wrapper.run_on_commit.append(print),
+        lambda wrapper: wrapper.queries_log.append({}),
+        lambda wrapper: wrapper.inc_thread_sharing(),
+    ],
+)
+async def test_a_wrapper_that_was_changed_is_not_used_again(change: Any) -> None:
+    def work() -> int:
+        wrapper = connections["default"]
+        wrapper.ensure_connection()
+        change(wrapper)
+        return id(wrapper.queries_log)
+
+    def fresh() -> tuple[Any, ...]:
+        wrapper = connections["default"]
+        wrapper.ensure_connection()
+        return (
+            wrapper.force_debug_cursor,
+            hasattr(wrapper, "of_a_user"),
+            wrapper.execute_wrappers,
+            [*wrapper.queries_log],
+            wrapper.run_on_commit,
+            wrapper.allow_thread_sharing,
+        )
+
+    await greenorm.run(work)
+    assert await greenorm.run(fresh) == (False, False, [], [], [], False)
+
+
+async def test_wrappers_are_made_anew_when_a_setting_changes() -> None:
+    def zone() -> Any:
+        connections["default"].ensure_connection()
+        return str(connections["default"].timezone)
+
+    before = [await greenorm.run(zone) for _ in range(3)][-1]
+    with override_settings(TIME_ZONE="Asia/Tokyo"):
+        inside = await greenorm.run(zone)
+    assert await greenorm.run(zone) == before
+    assert spares.take("nothing") is None
+    assert inside == before or inside == "Asia/Tokyo"
