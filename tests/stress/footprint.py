@@ -34,7 +34,9 @@ class Footprint:
         process = psutil.Process()
         return cls(
             tasks=len(asyncio.all_tasks()),
-            greenlets=sum(isinstance(thing, greenlet.greenlet) for thing in known),
+            greenlets=sum(
+                issubclass(type(thing), greenlet.greenlet) for thing in known
+            ),  # isinstance() wakes lazy objects
             descriptors=process.num_fds(),
             threads=threading.active_count(),
             objects=len(known),
