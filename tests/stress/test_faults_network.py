@@ -202,6 +202,7 @@ async def test_a_timeout_ends_the_wait_for_a_server_that_is_silent(
     assert await greenorm.run(created) == 0
 
 
+@pytest.mark.one_loop
 async def test_a_cancellation_returns_within_its_bound_where_the_server_is_silent(proxy: Proxy) -> None:
     def work() -> None:
         proxy.freeze()

@@ -20,6 +20,9 @@ from .proxy import Proxy
 from .storm import check_pool
 from .test_faults_network import FOREVER, SLEEP, created, execute, heals, until_heard
 
+# What the loop makes of a connection that is lost is tested by test_faults_network.
+pytestmark = pytest.mark.one_loop
+
 POOL = {"min_size": 0, "max_size": 3, "timeout": 20}
 
 
@@ -219,7 +222,6 @@ def pair() -> Iterator[tuple[Server, Server]]:
         yield primary, standby
 
 
-@pytest.mark.one_loop
 async def test_a_second_server_takes_over_by_a_dsn_that_names_both(
     pair: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,7 +252,6 @@ async def _until_replayed(primary: Server, standby: Server) -> None:
                 await asyncio.sleep(0.02)
 
 
-@pytest.mark.one_loop
 async def test_a_silent_first_server_takes_no_more_than_its_connect_timeout(
     own: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
