@@ -181,11 +181,12 @@ async def test_pools_open_with_the_server_and_close_with_it(name: str, database:
 
 
 async def test_many_clients_some_of_which_leave_meet_no_error_and_leave_nothing(server: Server, site: Admin) -> None:
+    before = await state(server)
     clients, _ = await load(server, clients=100, seconds=3, seed=1)
     assert clients.errors == []
     assert clients.counts["answered"] > 0
     assert clients.counts["left"] > 0
     after = await at_rest(server)
     assert after["pool"][1:] == [0, 10, 0]
-    assert after["threads"] == []
+    assert after["threads"] == before["threads"]  # which an upload has started, in an earlier test
     await reached(lambda: running(site) == 0)
