@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from django.db import DEFAULT_DB_ALIAS, connection, connections, transaction
@@ -29,8 +29,8 @@ def writes(fn: Callable[[], Any]) -> bool:
 
 
 def _call(fn: Callable[[], Any]) -> None:
-    result = fn()
-    if isinstance(result, QuerySet):
+    result: Any = fn()
+    if isinstance(cast("object", result), QuerySet):
         len(result)  # a queryset that is not read costs nothing
 
 
@@ -81,7 +81,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure: Any = Figure(figsize=(7, 4.5), layout="constrained")
     axes: Any = figure.subplots()
     for contender in dict.fromkeys(row.contender for row in rows):
         own = [row for row in rows if row.contender == contender]
