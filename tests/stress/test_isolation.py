@@ -1,12 +1,14 @@
 """What one scope leaves behind is not seen by the next that borrows its connection.
 
 Always: what is of Django's wrapper, of psycopg's connection, of a transaction and of a cursor. With the pool's `reset`
-also what the server's session remembers. Scopes of every kind are drawn by lot, in a row and side by side.
+also what the server's session remembers. Scopes of every kind are drawn by lot, in a row and side by side;
+`GREENORM_STRESS_EXAMPLES=1000 pytest tests/stress/test_isolation.py` draws as many for each test.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -24,8 +26,15 @@ from tests.shop.models import Owner
 from .aliases import alias, ask
 
 ROLE = "greenorm_isolated"
+# The same ones each time, unless many are asked for: then hypothesis prints how to have a failing one again.
+WANTED = int(os.environ.get("GREENORM_STRESS_EXAMPLES") or 0)
 EXAMPLES = settings(
-    max_examples=15, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=WANTED or 15,
+    derandomize=not WANTED,
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
