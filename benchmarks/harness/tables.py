@@ -79,9 +79,8 @@ def report(directory: Path, drawn: Sequence[Path]) -> str:
     parts = []
     for question in QUESTIONS:
         answer = figures.read(directory, question)
-        if answer is not None:
-            plots = [path for path in drawn if path.stem.startswith(question)]
-            parts.append("\n".join(_section(question, answer, plots)))
+        plots = [path for path in drawn if path.stem.startswith(question)]
+        parts.append("\n".join(_section(question, answer, plots)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -93,10 +92,13 @@ def put_into_readme(readme: Path, text: str, plots: str = "results") -> Path:
     return readme
 
 
-def _section(question: str, answer: Answer, plots: Sequence[Path]) -> Iterator[str]:
+def _section(question: str, answer: Answer | None, plots: Sequence[Path]) -> Iterator[str]:
     asked, _, more = _doc(question).partition("\n\n")
     yield f"## {asked}\n"
     yield f"`{question}.py`. {more.strip()}\n" if more else f"`{question}.py`.\n"
+    if answer is None:
+        yield f"Not measured yet: `python -m benchmarks {question}`."
+        return
     for path in plots:
         yield f"![{path.stem.replace('_', ' ')}]({path.name})\n"
     yield from _tables(question, answer["rows"])
