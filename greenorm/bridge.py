@@ -434,6 +434,8 @@ def to_completion(coro: Coroutine[Any, Any, T], seconds: float) -> Generator[Any
                 continue
             except BaseException as exc:
                 error = exc
+            if error is None and not late and request is not None and not request.done():
+                continue  # woken by what a wait before has left behind
             if late and error is None:
                 late = False
                 error = TimeoutError(f"cleanup did not finish within {seconds} seconds")

@@ -16,8 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from operator import itemgetter
 from time import monotonic
@@ -230,8 +229,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         finally:
             self.__dict__.pop("call", None)
 
-    @types.coroutine
-    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> Generator[Any, Any, T]:
+    async def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Consume a generator that operates on the connection. Mirrors AsyncConnection.wait, psycopg 3.3."""
         if self._blocking:
             if loop_is_running():
@@ -241,13 +239,12 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
                 )
             return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=timeout)
         try:
-            return (yield from self._wait(gen, timeout))
+            return await self._wait(gen, timeout)
         except (*INTERRUPTS, *DYING) as exc:
-            yield from self._break_off(gen, exc)
+            await self._break_off(gen, exc)
             raise
 
-    @types.coroutine
-    def _wait(self, gen: PQGen[T], timeout: float | None = None, state: int = 0) -> Generator[Any, Any, T]:
+    async def _wait(self, gen: PQGen[T], timeout: float | None = None, state: int = 0) -> T:
         # Against psycopg.waiting.wait_async: no timer each 0.1 s (signals reach asyncio without), and no yield to
         # the loop where nothing waits.
         deadline = None if timeout is None else monotonic() + timeout
@@ -255,15 +252,15 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             state = state or next(gen)
             while True:
                 if state == WAIT_R and deadline is None and self._watch is not None:
-                    yield self._watch.begin()
+                    await self._watch.begin()
                     ready = READY_R
                 elif state & Wait.W and (ready := ready_now(self.pgconn.socket, state)):
                     # A socket is nearly always writable: asking costs less than a turn of the loop.
                     if has_kept_the_loop() or not in_run():
-                        yield
+                        await asyncio.sleep(0)
                 else:
                     loop = asyncio.get_running_loop()
-                    ready = yield from readiness(loop, self.pgconn.socket, state, deadline).__await__()
+                    ready = await readiness(loop, self.pgconn.socket, state, deadline)
                 state = gen.send(ready)
         except TimeoutError:  # of a cleanup that is out of time; an OSError, too
             raise
@@ -281,7 +278,9 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         try:
             state = next(gen)
             while state == WAIT_R:
-                switch_up(watch.begin())
+                future = watch.begin()
+                future._asyncio_future_blocking = True  # as a future says of itself when it is awaited
+                switch_up(future)
                 state = gen.send(READY_R)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]  # reason: what `gen` has returned
@@ -292,22 +291,20 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             raise
         return self.call(self._rest(gen, state))
 
-    @types.coroutine
-    def _rest(self, gen: PQGen[T], state: int) -> Generator[Any, Any, T]:
+    async def _rest(self, gen: PQGen[T], state: int) -> T:
         try:
-            return (yield from self._wait(gen, None, state))
+            return await self._wait(gen, None, state)
         except (*INTERRUPTS, *DYING) as exc:
-            yield from self._break_off(gen, exc)
+            await self._break_off(gen, exc)
             raise
 
-    @types.coroutine
-    def _break_off(self, gen: PQGen[Any], exc: BaseException) -> Generator[Any, Any, None]:
+    async def _break_off(self, gen: PQGen[Any], exc: BaseException) -> None:
         """Raise what has interrupted a wait, after its statement has been stopped, or its connection closed."""
         if isinstance(exc, DYING):
             self.abandon()
         elif self.pgconn.transaction_status == ACTIVE:
             # A second cancellation must not leave the statement running on the server.
-            yield from to_completion(self._stop(gen), 2 * CANCEL_SECONDS)
+            await to_completion(self._stop(gen), 2 * CANCEL_SECONDS)
         raise exc
 
     async def _stop(self, gen: PQGen[Any]) -> None:
@@ -369,11 +366,10 @@ class _Adopted(AsyncConnection):
 
     take_up: Callable[[], Awaitable[object]]
 
-    @types.coroutine
-    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> Generator[Any, Any, T]:
+    async def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         if not self._blocking:
-            yield from self.take_up().__await__()
-        return (yield from super().wait(gen, interval, timeout))
+            await self.take_up()
+        return await super().wait(gen, interval, timeout)
 
 
 def adopt(conn: psycopg.Connection[Any], take_up: Callable[[], Awaitable[object]], again: Any = None) -> Connection:

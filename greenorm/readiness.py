@@ -80,7 +80,6 @@ class Watch:
         if not self._is_registered:
             self._register()
         self._future = future = self._loop.create_future()
-        future._asyncio_future_blocking = True  # as a future says when it is awaited
         return future
 
     def _register(self) -> None:

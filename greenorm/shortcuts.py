@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio.base_events import BaseEventLoop
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextvars import Context
 from typing import Any
 
@@ -42,6 +42,11 @@ class DirectFuture:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        self._asyncio_future_blocking = True
+        yield self
+        self.result()
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         return self._loop
@@ -103,7 +108,6 @@ class DirectWatch(Watch, DirectFuture):
             self._register()
         self._done = False
         self._cancellation = None
-        self._asyncio_future_blocking = True
         return self
 
     def _see(self) -> None:

@@ -36,16 +36,22 @@ class _Made:
 
     __slots__ = ("changes", "engine", "references", "state")
 
+    state: dict[str, Any]
+    references: int
+
     def __init__(self, wrapper: Any) -> None:
+        state: dict[str, Any] = wrapper.__dict__
         for name in wrapper.CHANGES:
-            vars(wrapper).setdefault(name, getattr(wrapper, name, None))
-        self.changes = {name: vars(wrapper)[name] for name in wrapper.CHANGES}
+            state.setdefault(name, getattr(wrapper, name, None))
+        self.changes: dict[str, Any] = {name: state[name] for name in wrapper.CHANGES}
         self.engine = wrapper.settings_dict["ENGINE"]
 
     def remember(self, wrapper: Any) -> None:
-        state = self.state = {name: [*value] if type(value) is list else value for name, value in vars(wrapper).items()}
-        parts = [vars(value).values() for value in state.values() if hasattr(value, "__dict__")]
-        self.references = sum(part is wrapper for values in parts for part in values)
+        state = self.state = {
+            name: [*value] if type(value) is list else value for name, value in wrapper.__dict__.items()
+        }
+        parts: list[dict[str, Any]] = [value.__dict__ for value in state.values() if hasattr(value, "__dict__")]
+        self.references = sum(other is wrapper for part in parts for other in part.values())
 
 
 def note(wrapper: Any) -> None:
@@ -71,7 +77,7 @@ def take(alias: str) -> Any:
 
 def keep(alias: str, wrapper: Any) -> None:
     """Keep `wrapper`, which has no connection any more, if another scope can have it."""
-    state = vars(wrapper)
+    state: dict[str, Any] = wrapper.__dict__
     made: _Made | None = state.get("_made")
     if made is None or wrapper._thread_ident != threading.get_ident() or _spares.generation != _generation:
         return
@@ -89,7 +95,7 @@ def keep(alias: str, wrapper: Any) -> None:
 
 def _differ_by_caches(wrapper: Any, state: dict[str, Any], before: dict[str, Any]) -> bool:
     return state.keys() >= before.keys() and all(
-        name in wrapper.CACHES or isinstance(getattr(type(wrapper), name, None), cached_property)
+        name in wrapper.CACHES or isinstance(getattr(wrapper.__class__, name, None), cached_property)
         for name, value in state.items()
         if name not in before or value != before[name]
     )

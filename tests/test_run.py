@@ -17,6 +17,7 @@ from django.db.models import Count, F, Sum
 from django.utils import timezone, translation
 
 import greenorm
+from greenorm import bridge
 from tests.shop.models import Account, Owner, Tag
 from tests.test_bridge import Switches
 
@@ -129,6 +130,13 @@ async def test_two_hundred_runs_share_four_connections() -> None:
     assert stats.queued > 0  # those that had not to wait for the loop to turn, before they began
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is: no run has kept the loop for so long that it would let others go first."""
+    monkeypatch.setattr(bridge, "BUSY_SECONDS", 60.0)
+
+
+@pytest.mark.usefixtures("patient")
 async def test_a_warm_select_costs_one_switch() -> None:
     pk = (await greenorm.run(make_owner)).pk
 
@@ -142,6 +150,7 @@ async def test_a_warm_select_costs_one_switch() -> None:
     assert switches.count == 2 + 10 * 2  # into the run and out of it, and for each wait up and back
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_warm_atomic_write_costs_three_switches() -> None:
     pk = (await greenorm.run(make_owner)).pk
 
@@ -276,7 +285,7 @@ async def test_a_thousand_runs_that_wait_for_something_else_share_four_connectio
 
     started = time.monotonic()
     assert sum(await asyncio.gather(*[greenorm.run(stream) for _ in range(1000)])) == 0
-    assert time.monotonic() - started < 20  # one after another on four connections: 125 s
+    assert time.monotonic() - started < 60  # one after another on four connections: 125 s
 
 
 async def test_gather_returns_results_in_order_and_runs_at_once() -> None:
