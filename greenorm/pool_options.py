@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from .driver import Connection
 
@@ -34,7 +34,7 @@ class PoolOptions:
     name: str = "pool"
 
     def __post_init__(self) -> None:
-        kinds: list[tuple[tuple[str, ...], tuple[type, ...], str]] = [
+        kinds: list[tuple[tuple[str, ...], Any, str]] = [
             (("min_size", "limit", "max_waiting"), (int,), "a whole number"),
             (("timeout", "max_lifetime", "max_idle"), (int, float), "a number of seconds"),
         ]
