@@ -29,7 +29,7 @@ def refusal(guard: FrameType) -> NotInRun:
 def _touched(frame: FrameType | None) -> str:
     """Name the outermost thing of Django's models that leads to `frame`."""
     found = ""
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("django."):
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(("django.", "greenorm.")):
         found = _name(frame.f_code.co_name, frame.f_locals.get("self"), frame.f_locals) or found
         frame = frame.f_back
     return found

@@ -57,7 +57,8 @@ def nothing_left(*using: str) -> Iterator[None]:
         assert (stats.in_use, stats.waiting) == (0, 0)
         assert stats.size == stats.idle
     opened = sum(greenorm.pool_stats(name).size for name in using) - open_before
-    assert process.num_fds() - opened == files
+    # The socket, and where the loop watches it for as long as it is open, a copy of its descriptor.
+    assert process.num_fds() - files in (opened, 2 * opened)
     assert asyncio.all_tasks() == tasks
 
 
