@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 # How often, in seconds, a process is looked at while it works.
 LOOK = 0.05
 # How long, in seconds, an answer may take: a contender that hangs must not keep the others from being measured.
-PATIENCE = 120.0
+PATIENCE = 600.0
 
 
 class Died(RuntimeError):
