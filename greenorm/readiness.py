@@ -91,10 +91,15 @@ class Watch:
 
     def _see(self) -> None:
         future, self._future = self._future, None
-        if future is None:
-            self._unregister()  # what comes unasked would be seen again and again, until somebody reads it
-        elif not future.done():
+        if future is None or self._has_failed():
+            # What comes unasked would be seen again and again, until somebody reads it. And of a socket in an error,
+            # that of a reset, libuv tells once and polls it no more, although there may still be an answer to read.
+            self._unregister()
+        if future is not None and not future.done():
             future.set_result(None)
+
+    def _has_failed(self) -> bool:
+        return any(event & select.POLLERR for _, event in self._poll.poll(0))
 
     def _unregister(self) -> None:
         if self._is_registered:
