@@ -77,18 +77,7 @@ class _SyncLooking(_AnyCursor):  # type: ignore[misc]  # reason: see _AnyCursor
         self._close()
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
-        session = self._conn
-        if self._borrow != session.borrow:
-            session.refuse_former(self._borrow, self)
-        if not self._keeps_its_rows or not in_run() or not session.lock.take():
-            return self._call(super().execute(query, params, **options))
-        try:
-            session.wait_here(self._execute_gen(query, params, **options))
-        except psycopg.errors._NO_TRACEBACK as exc:
-            raise exc.with_traceback(None)  # noqa: B904 - as psycopg does, so that its errors keep no frames alive
-        finally:
-            session.lock.release()
-        return self
+        return self._call(super().execute(query, params, **options))
 
     def executemany(self, query: Any, params_seq: Iterable[Any], **options: Any) -> None:
         self._call(super().executemany(query, params_seq, **options))

@@ -34,9 +34,10 @@ _generation = 0
 class _Made:
     """How a wrapper was when it had been made, and how many references to it are its own."""
 
-    __slots__ = ("changes", "engine", "references", "state")
+    __slots__ = ("changes", "engine", "lists", "references", "state")
 
     state: dict[str, Any]
+    lists: list[str]
     references: int
 
     def __init__(self, wrapper: Any) -> None:
@@ -44,6 +45,7 @@ class _Made:
         for name in wrapper.CHANGES:
             state.setdefault(name, getattr(wrapper, name, None))
         self.changes: dict[str, Any] = {name: state[name] for name in wrapper.CHANGES}
+        self.lists = [name for name, value in state.items() if type(value) is list]
         self.engine = wrapper.settings_dict["ENGINE"]
 
     def remember(self, wrapper: Any) -> None:
@@ -90,6 +92,8 @@ def keep(alias: str, wrapper: Any) -> None:
         return
     kept = _spares.by_alias.setdefault(alias, [])
     if len(kept) < _KEEP:
+        for name in made.lists:
+            state[name] = state[name][:]  # somebody may still look at the one that was here
         kept.append(wrapper)
 
 

@@ -13,7 +13,6 @@ import pytest
 from django.db import connection, connections
 from django.test import override_settings
 from psycopg import AsyncCursor
-from psycopg._cursor_base import BaseCursor
 
 import greenorm
 from greenorm import shortcuts, spares
@@ -61,14 +60,6 @@ def test_a_fetch_of_both_kinds_of_cursor_does_the_same() -> None:
     for name in ("fetchone", "fetchmany", "fetchall"):
         plain, awaited = inspect.getsource(getattr(psycopg.Cursor, name)), inspect.getsource(getattr(AsyncCursor, name))
         assert plain.split('"""')[2] == awaited.replace("await ", "").split('"""')[2]
-
-
-def test_an_execute_of_both_kinds_of_cursor_does_the_same() -> None:
-    plain, awaited = inspect.getsource(psycopg.Cursor.execute), inspect.getsource(AsyncCursor.execute)
-    body = awaited.replace("await ", "").replace("async ", "").split('"""')[2]
-    assert plain.split('"""')[2] == body
-    assert "_execute_gen" in body
-    assert "_execute_gen" in vars(BaseCursor)
 
 
 def test_the_lock_of_asyncio_is_as_it_was() -> None:
@@ -261,3 +252,13 @@ async def test_wrappers_are_made_anew_when_a_setting_changes() -> None:
     assert await greenorm.run(zone) == before
     assert spares.take("nothing") is None
     assert inside == before or inside == "Asia/Tokyo"
+
+
+async def test_a_list_of_a_wrapper_that_is_used_again_is_not_that_of_the_former_run() -> None:
+    kept = await greenorm.run(lambda: connection.execute_wrappers)
+
+    def wraps() -> None:
+        connection.execute_wrappers.append(print)
+
+    await greenorm.run(wraps)
+    assert kept == []
