@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from . import bridge, conf, sharing, spares, testing, turns
+from . import bridge, conf, sharing, testing, turns
 from .errors import BlockingBackend, OpenTransaction, SharedScope
 from .shares import LentByScope, Share, SharedWithSyncCode
 from .sharing import in_transaction
@@ -87,10 +87,6 @@ class Scope:
                     self._let_go(alias, wrapper)
             elif self.wrappers or self.strays:
                 self._let_all_go()
-            wrapper = None
-            while self.wrappers:
-                alias, wrapper = self.wrappers.popitem()
-                spares.keep(alias, wrapper)
         finally:
             self.wrappers.clear()
             self.strays.clear()
@@ -148,11 +144,7 @@ class Scope:
                 self.joined[alias] = share
                 self.wrappers[alias] = share.wrapper
                 return share.wrapper
-        wrapper = None if on_new_wrapper else spares.take(alias)
-        if wrapper is not None:
-            wrapper._made_in = self
-            self.wrappers[alias] = wrapper
-        return wrapper
+        return None
 
     def take_up(self, wrapper: Any) -> bool:
         """Wait for this scope's turn with `wrapper`, if it has a share in that. Returns False where it has none."""
@@ -190,8 +182,6 @@ class Scope:
         if not getattr(wrapper, "can_await", False) and alias not in conf.blocking_aliases():
             wrapper.connect = wrapper.copy = partial(_refuse_blocking, alias, wrapper)
         if wrapper.connection is None:
-            if getattr(wrapper, "can_await", False):
-                spares.note(wrapper)
             wrapper._made_in = self
         self.wrappers[alias] = wrapper
         for tell in on_new_wrapper:

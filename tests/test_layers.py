@@ -22,7 +22,7 @@ LAYERS = [
     ["driver"],
     ["pool_options"],
     ["pool"],
-    ["turns", "conf", "spares"],
+    ["turns", "conf"],
     ["sharing"],
     ["shares", "testing"],
     ["scope"],

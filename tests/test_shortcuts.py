@@ -10,12 +10,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.db import connection, connections
-from django.test import override_settings
+from django.db import connection
 from psycopg import AsyncCursor
 
 import greenorm
-from greenorm import shortcuts, spares
+from greenorm import shortcuts
 from greenorm.readiness import Watch
 from greenorm.shortcuts import DirectFuture, DirectWatch, Lock
 
@@ -190,75 +189,3 @@ async def test_a_lost_connection_leaves_nothing_that_the_loop_would_poll(admin: 
             await greenorm.run(lose)
         assert await greenorm.run(pid) != lost
     assert greenorm.pool_stats().size == 1
-
-
-async def test_a_wrapper_is_used_again_by_the_next_run() -> None:
-    def state() -> int:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-        return id(connections["default"])
-
-    await greenorm.run(state)  # the pool keeps the wrapper that has opened it
-    assert len({await greenorm.run(state) for _ in range(5)}) == 1
-
-
-async def test_a_wrapper_that_somebody_knows_is_not_used_again() -> None:
-    kept = await greenorm.run(lambda: connections["default"])
-    assert await greenorm.run(lambda: connections["default"]) is not kept
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda wrapper: setattr(wrapper, "force_debug_cursor", True),
-        lambda wrapper: setattr(wrapper, "of_a_user", 1),
-        lambda wrapper: wrapper.execute_wrappers.append(print),
-        lambda wrapper: wrapper.run_on_commit.append(print),
-        lambda wrapper: wrapper.queries_log.append({}),
-        lambda wrapper: wrapper.inc_thread_sharing(),
-    ],
-)
-async def test_a_wrapper_that_was_changed_is_not_used_again(change: Any) -> None:
-    def work() -> int:
-        wrapper = connections["default"]
-        wrapper.ensure_connection()
-        change(wrapper)
-        return id(wrapper.queries_log)
-
-    def fresh() -> tuple[Any, ...]:
-        wrapper = connections["default"]
-        wrapper.ensure_connection()
-        return (
-            wrapper.force_debug_cursor,
-            hasattr(wrapper, "of_a_user"),
-            wrapper.execute_wrappers,
-            [*wrapper.queries_log],
-            wrapper.run_on_commit,
-            wrapper.allow_thread_sharing,
-        )
-
-    await greenorm.run(work)
-    assert await greenorm.run(fresh) == (False, False, [], [], [], False)
-
-
-async def test_wrappers_are_made_anew_when_a_setting_changes() -> None:
-    def zone() -> Any:
-        connections["default"].ensure_connection()
-        return str(connections["default"].timezone)
-
-    before = [await greenorm.run(zone) for _ in range(3)][-1]
-    with override_settings(TIME_ZONE="Asia/Tokyo"):
-        inside = await greenorm.run(zone)
-    assert await greenorm.run(zone) == before
-    assert spares.take("nothing") is None
-    assert inside == before or inside == "Asia/Tokyo"
-
-
-async def test_a_list_of_a_wrapper_that_is_used_again_is_not_that_of_the_former_run() -> None:
-    kept = await greenorm.run(lambda: connection.execute_wrappers)
-
-    def wraps() -> None:
-        connection.execute_wrappers.append(print)
-
-    await greenorm.run(wraps)
-    assert kept == []

@@ -101,15 +101,6 @@ class AwaitableMixin(_Wrapper):
     _known_pool: Pool | None = None
     _known_key: Any = None
 
-    # For a wrapper that is to be used again: what its use changes, and `connect` or a look-up sets; what may stay.
-    CHANGES = (
-        "connection", "autocommit", "in_atomic_block", "savepoint_state", "commit_on_exit", "needs_rollback",
-        "close_at", "closed_in_transaction", "errors_occurred", "health_check_enabled", "health_check_done",
-        "run_commit_hooks_on_set_autocommit_on", "isolation_level", "_named_cursor_idx", "rollback_exc",
-        "_made_in", "_scope", "_borrowed", "_was_closed", "_is_checked",
-    )  # fmt: skip
-    CACHES = ("_known_pool", "_known_key")
-
     # Which pool
 
     @property
@@ -370,12 +361,7 @@ class AwaitableMixin(_Wrapper):
             super().close_if_unusable_or_obsolete()
 
     def ensure_connection(self) -> None:
-        """Mirrors BaseDatabaseWrapper.ensure_connection, Django 6.1, whose guard lets every run pass.
-
-        Async code in a test may ask: it is connected.
-        """
-        if self.connection is not None and bridge.in_run():
-            return
+        """Mirrors BaseDatabaseWrapper.ensure_connection, Django 6.1. Async code in a test may ask: it is connected."""
         if not self._is_looked_at():
             super().ensure_connection()
 
@@ -389,45 +375,25 @@ class AwaitableMixin(_Wrapper):
 
     # Where Django's code would not do in a run
 
-    def cursor(self) -> Any:
-        """Create a cursor. Mirrors BaseDatabaseWrapper.cursor, Django 6.1, whose guard lets every run pass."""
-        return self._cursor() if bridge.in_run() else super().cursor()
-
-    def _cursor(self, name: str | None = None) -> Any:
-        conn = self.connection
-        if name is not None or type(conn) is not Connection or self.queries_logged or not bridge.in_run():
-            return super()._cursor(name)  # type: ignore[misc]  # reason: private in Django, and not in its type stubs
-        if self.health_check_enabled and not self.health_check_done:
-            self.close_if_health_check_failed()
-            self.ensure_connection()
-        try:
-            return self.make_cursor(self.create_cursor())
-        except Exception:
-            with self.wrap_database_errors:
-                raise
-
     def make_cursor(self, cursor: Any) -> CursorWrapper:
         """Mirrors BaseDatabaseWrapper.make_cursor, Django 6.1."""
-        return _CursorWrapper(cursor, self) if type(self.connection) is Connection else super().make_cursor(cursor)
+        made = super().make_cursor(cursor)
+        if type(made) is CursorWrapper and type(self.connection) is Connection:
+            made.__class__ = _CursorWrapper
+        return made
 
     def create_cursor(self, name: str | None = None) -> Any:
         """Mirrors DatabaseWrapper.create_cursor, Django 6.1, where that names a sync server-side cursor class."""
         self._look_after()
         conn = self.connection
         if name is None or not isinstance(conn, Connection):
-            return self._create_cursor(name)
+            return super().create_cursor(name)
         if self.settings_dict["OPTIONS"].get("server_side_binding") is True:
-            return self._create_cursor(name)
+            return super().create_cursor(name)
         cursor = bridged(postgresql.ServerSideCursor)(conn.session, name, scrollable=False, withhold=conn.autocommit)
         if self.timezone != cursor.adapters.get_loader(postgresql.TIMESTAMPTZ_OID, pq.Format.TEXT).timezone:
             register_tzloader(self.timezone, cursor)
         return cursor
-
-    def _create_cursor(self, name: str | None) -> Any:
-        guarded = super().create_cursor
-        if bridge.in_run() and (unguarded := getattr(guarded, "__wrapped__", None)) is not None:
-            return unguarded(self, name)
-        return guarded(name)
 
     def set_autocommit(self, autocommit: bool, *args: Any, **kwargs: Any) -> None:
         """Mirrors BaseDatabaseWrapper.set_autocommit, Django 6.1, but borrows nothing only to set what it has."""
