@@ -311,16 +311,17 @@ async def test_a_task_that_outlives_async_to_sync_ends_its_turn_and_gets_no_othe
 async def test_a_task_that_keeps_its_turn_for_good_is_an_error_and_rolls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "RETURN_SECONDS", 0.05)
     tasks = []
-    go = asyncio.Event()
+    held, go = asyncio.Event(), asyncio.Event()
 
     async def keeps() -> None:
         async with greenorm.atomic():
             await tag("lost")
+            held.set()
             await go.wait()
 
     async def asynchronous() -> None:
         tasks.append(asyncio.create_task(keeps()))
-        await asyncio.sleep(0.02)
+        await held.wait()
 
     with pytest.raises(greenorm.ConnectionInUse, match="Await such a task before returning"):
         await greenorm.run(transaction.atomic(lambda: async_to_sync(asynchronous)()))
