@@ -205,9 +205,11 @@ async def _soak(soak: Soak) -> Result:
     await fill_pool()
     before = Footprint.take()
     soak.began = perf_counter()
-    others = [asyncio.create_task(soak.watch()), asyncio.create_task(soak.fail())]
+    failing = asyncio.create_task(soak.fail())
+    others = [asyncio.create_task(soak.watch()), failing]
     try:
         await soak.load()
+        await failing  # cancelled half-way, a fault would outlast the soak
     finally:
         for other in others:
             other.cancel()
