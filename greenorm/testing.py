@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from . import bridge, turns
@@ -27,6 +28,16 @@ def is_a_tests(wrapper: Any) -> bool:
     """Return whether a TestCase, or pytest-django's `db`, has opened the transaction of `wrapper`."""
     outermost = wrapper.atomic_blocks[:1]
     return in_transaction(wrapper) and any(getattr(block, "_from_testcase", False) for block in outermost)
+
+
+def only_looks(guard: FrameType) -> bool:
+    """Return whether Django's `async_unsafe`, in this frame, guards ensure_connection() of a test's own wrapper.
+
+    Not by an ensure_connection of ours, since Django's own tests replace that one and call it again.
+    """
+    guarded: Any = guard.f_locals.get("func")
+    args: Any = guard.f_locals.get("args")
+    return getattr(guarded, "__name__", "") == "ensure_connection" and bool(args) and is_a_tests(args[0])
 
 
 def of_the_test(alias: str) -> Any:

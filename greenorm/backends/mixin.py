@@ -360,11 +360,6 @@ class AwaitableMixin(_Wrapper):
         if not self._is_sync_codes() and not self._is_looked_at():
             super().close_if_unusable_or_obsolete()
 
-    def ensure_connection(self) -> None:
-        """Mirrors BaseDatabaseWrapper.ensure_connection, Django 6.1. Async code in a test may ask: it is connected."""
-        if not self._is_looked_at():
-            super().ensure_connection()
-
     def _is_sync_codes(self) -> bool:
         """Return whether a run, that asks, has this wrapper from sync code which waits for it."""
         return bridge.in_run() and (self._sync_connection is not None or (testing.seen and testing.is_a_tests(self)))
