@@ -6,16 +6,22 @@ The whole suite goes through it by `GREENORM_TEST_PGBOUNCER=1 pytest`; what cann
 from __future__ import annotations
 
 import asyncio
+import io
+import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from django.core.management import call_command
 from django.db import ProgrammingError, connections, transaction
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
 import greenorm
+from greenorm.management.commands.greenorm import Command
 from tests.shop.models import Owner
 
 from .aliases import alias, ask
@@ -144,3 +150,12 @@ def drop_clients(dsn: str, database: str) -> None:
         cursor = psycopg.ClientCursor(conn)
         cursor.execute(f"KILL {database}".encode())
         cursor.execute(f"RESUME {database}".encode())
+
+
+def test_doctor_tells_which_alias_is_behind_it(pooled: str, tmp_path: Path) -> None:
+    output = io.StringIO()
+    call_command(Command(), "doctor", "--json", "--path", str(tmp_path), stdout=output)
+    found = {each["alias"]: each for each in json.loads(output.getvalue())["aliases"]}
+    assert found[pooled]["pgbouncer"] is True
+    assert found[pooled]["pool"]["max_size"] == 10
+    assert found["default"]["pgbouncer"] is (os.environ.get("GREENORM_TEST_PGBOUNCER") == "1")
