@@ -131,6 +131,18 @@ class Proxy:
         """Accept connections, at the port of before."""
         asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
 
+    def heal(self) -> None:
+        """End whatever it does that a network should not, now and for what comes."""
+
+        def heal() -> None:
+            self._delay, self._trap, self._limit, self._deaf = 0.0, None, None, False
+            assert self._flows is not None
+            self._flows.set()
+
+        self._do(heal)
+        if self._listener is None:
+            self.listen()
+
     # How it is done, on its own loop
 
     def _do(self, action: Callable[[], T]) -> T:

@@ -199,21 +199,28 @@ async def soak(plan: Plan, report: Callable[[Sample], None] = lambda sample: Non
             connections.settings["default"] = direct
 
 
+async def _end_faults(proxy: Proxy) -> None:
+    """End a fault that is under way, and with their connections those that are over: some are half-open."""
+    proxy.heal()
+    proxy.cut()
+    while proxy.links:
+        await asyncio.sleep(0.01)
+
+
 async def _soak(soak: Soak) -> Result:
     result = soak.result
     await greenorm.run(open_wallets)
     await fill_pool()
     before = Footprint.take()
     soak.began = perf_counter()
-    failing = asyncio.create_task(soak.fail())
-    others = [asyncio.create_task(soak.watch()), failing]
+    others = [asyncio.create_task(soak.watch()), asyncio.create_task(soak.fail())]
     try:
         await soak.load()
-        await failing  # cancelled half-way, a fault would outlast the soak
     finally:
         for other in others:
             other.cancel()
         await asyncio.wait(others)
+        await _end_faults(soak.proxy)
     for other in others:
         if not other.cancelled() and (exc := other.exception()) is not None:
             raise exc
