@@ -43,16 +43,19 @@ async def run(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     if not _is_plain(fn):
         _refuse_what_is_not_sync(fn)
     hooks.install()
-    return await tasks.work(functools.partial(fn, *args, **kwargs))
+    return await tasks.work(functools.partial(fn, *args, **kwargs) if args or kwargs else fn)
 
 
 def _is_plain(fn: object) -> bool:
     # The usual kinds of sync callable, told at once; whatever else there is takes a closer look.
-    while isinstance(fn, (functools.partial, MethodType)):
-        fn = fn.func if isinstance(fn, functools.partial) else fn.__func__
-    if type(fn) is FunctionType:
-        return not fn.__code__.co_flags & _ASYNC and not fn.__dict__
-    return type(fn) is BuiltinFunctionType
+    while type(fn) is not FunctionType:
+        if type(fn) is functools.partial:
+            fn = fn.func
+        elif type(fn) is MethodType:
+            fn = fn.__func__
+        else:
+            return type(fn) is BuiltinFunctionType
+    return not fn.__code__.co_flags & _ASYNC and not fn.__dict__
 
 
 def _refuse_what_is_not_sync(fn: object) -> None:

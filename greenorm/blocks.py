@@ -166,11 +166,11 @@ class Connection(_Block):
     def _enter(self, mine: Scope | None) -> None:
         connections[self._alias].ensure_connection()
         if mine is not None:
-            mine.pins[self._alias] += 1
+            mine.pin(self._alias, +1)
 
     def _exit(self, mine: Scope | None, *exc_info: Any) -> None:
         if mine is not None:
-            mine.pins[self._alias] -= 1
+            mine.pin(self._alias, -1)
 
 
 def connection(using: str | None = None) -> Connection:

@@ -72,8 +72,7 @@ def _do_jobs() -> None:
         _this_side().task_side.switch(_Done(_this_side().job()))
 
 
-def _this_side() -> _OrmSide:
-    return cast("_OrmSide", getcurrent())
+_this_side: Callable[[], _OrmSide] = getcurrent  # type: ignore[assignment]  # reason: of one that does jobs
 
 
 class _Parked(threading.local):
@@ -162,6 +161,8 @@ class _Turns(threading.local):
             future = self._line.popleft()
             if not future.done():  # else its task was cancelled
                 future.set_result(None)
+        if not self._line:
+            self.free_until = now + BUSY_SECONDS
         loop.call_soon(self._turn, loop)
 
 
@@ -240,7 +241,7 @@ def spawn(job: Callable[[], T], carrying: object = None) -> Generator[Any, Any, 
                 request = side.switch(answer)
         if side.held is not None:
             raise side.held
-        return cast(T, request.value)
+        return request.value  # type: ignore[no-any-return]  # reason: what the job has returned
     except Exception as exc:
         if side.held is not None:
             raise side.held from exc

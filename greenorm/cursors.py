@@ -149,12 +149,14 @@ class _SyncLookingPortal(_SyncLooking):
     """A server-side cursor: its portal stays open on the server until the cursor is closed."""
 
     _declared: bool = False
+    _undone: int = 0  # what it was of its session, when this was declared
     _keeps_its_rows = False
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
         if not self._declared:
             self._declared = True
             self._conn.open_portals += 1
+            self._undone = self._conn.undone
         return super().execute(query, params, **options)
 
     def close(self) -> None:
@@ -164,7 +166,7 @@ class _SyncLookingPortal(_SyncLooking):
         if self._declared and not self._closed and self._borrow == session.borrow and not failed and _may_wait():
             # A cancellation waits: most are closed by the finalizer of a half-read generator, which would swallow it.
             try:
-                session.call_to_completion(super(_SyncLooking, self).close())
+                session.call_to_completion(self._close_if_there())
             except psycopg.OperationalError:
                 if not session.closed:
                     raise
@@ -173,6 +175,17 @@ class _SyncLookingPortal(_SyncLooking):
             session.open_portals -= 1
         else:
             super().close()  # the portal stays counted, and is closed when the session is given back
+
+    async def _close_if_there(self) -> None:
+        session = self._conn
+        if self._undone != session.undone and session.pgconn.transaction_status == pq.TransactionStatus.INTRANS:
+            # It may have gone with a savepoint, and to close it then would be an error, which ends the transaction.
+            async with psycopg.AsyncCursor(session) as cursor:
+                await cursor.execute("SELECT 1 FROM pg_catalog.pg_cursors WHERE name = %s", [self.name])
+                if not await cursor.fetchone():
+                    self._close()
+                    return
+        await super(_SyncLooking, self).close()
 
 
 def _may_wait() -> bool:

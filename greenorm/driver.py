@@ -45,7 +45,7 @@ from .bridge import (
 from .cursors import bridged, with_additions
 from .errors import ConnectionInUse, NotInRun, StaleCursor
 from .readiness import Watch, readiness, ready_now
-from .shortcuts import Lock, watch
+from .shortcuts import KNOWN, Lock, watch
 
 if TYPE_CHECKING:
     from typing import Self
@@ -99,6 +99,8 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     # Counted by the cursors: those not closed yet, and the server-side ones among them.
     open_cursors: int = 0
     open_portals: int = 0
+    # How often a transaction has ended, or a savepoint was rolled back: cursors went with it.
+    undone: int = 0
     # Changes with each borrower, so that a cursor or face of a former one is told apart.
     borrow: int = 0
     # The process that it is of: a forked one has the socket too, and must not use it.
@@ -470,14 +472,31 @@ class Connection(psycopg.Connection[Any]):
             cursor.format = pq.Format.BINARY
         return cursor
 
+    def set_autocommit(self, value: bool) -> None:
+        """Mirrors Connection.set_autocommit, psycopg 3.3; at once, where it has nothing to wait for."""
+        session = self.session
+        if (
+            KNOWN
+            and self.borrow == session.borrow
+            and session.pgconn.transaction_status == IDLE
+            and session._pipeline is None
+            and not session.lock.locked()
+            and in_run()
+        ):
+            session._autocommit = bool(value)
+        else:
+            super().set_autocommit(value)
+
     def commit(self) -> None:
         """Commit, to the end: a cancellation that arrives meanwhile is raised after on_commit has run."""
         self.session.refuse_former(self.borrow, self)
+        self.session.undone += 1
         self.session.call_to_completion(self.session.commit())
 
     def rollback(self) -> None:
         """Roll back, to the end: a cancellation that arrives meanwhile is raised afterwards."""
         self.session.refuse_former(self.borrow, self)
+        self.session.undone += 1
         self.session.call_to_completion(self.session.rollback())
 
     def cancel_safe(self, *, timeout: float = 30.0) -> None:

@@ -1,4 +1,4 @@
-"""The two places where Django is made to look: which wrapper an alias stands for, and whether sync code may run.
+"""The places where Django is made to look: which wrapper an alias stands for, and whether sync code may run.
 
 Nothing is hooked at import. `install` is called by the first run, is idempotent, and `uninstall` takes it back.
 """
@@ -16,6 +16,7 @@ import django.utils.asyncio
 from django.db import connections
 
 from . import bridge, testing, touch
+from .kept import make_wrapper
 
 if TYPE_CHECKING:
     from .scope import Scope
@@ -77,6 +78,7 @@ def install() -> None:
     """Let `django.db.connections` and Django's `async_unsafe` guard see runs. Called by the first run; idempotent."""
     if not isinstance(_handler._connections, _ScopedStorage):
         _handler._connections = _ScopedStorage(_handler._connections)
+        _handler.create_connection = make_wrapper
         _guard.get_running_loop = _running_loop_of_async_code
 
 
@@ -97,4 +99,5 @@ def uninstall() -> None:
     storage = _handler._connections
     if isinstance(storage, _ScopedStorage):
         _handler._connections = storage._outside
+        del _handler.create_connection
         _guard.get_running_loop = _get_running_loop

@@ -47,6 +47,10 @@ class Reading(Generic[T]):
         self._advancing = True
         try:
             return await tasks.work_in(self.scope, job, always)
+        except asyncio.CancelledError:
+            if not self.done and self.items is not None:  # it came before the job, which would have closed
+                await tasks.work_in(self.scope, self.close, always=True)
+            raise
         finally:
             self._advancing = False
 
@@ -78,7 +82,7 @@ class Reading(Generic[T]):
                 self.scope.users -= 1
 
     def abandon(self) -> None:
-        """Close, in a task of its own, what nobody will read on."""
+        """Have closed what nobody will read on: before the next run in its scope, or in a task of its own."""
         if self.done or self.items is None:
             return
         mine = self.scope
@@ -89,9 +93,14 @@ class Reading(Generic[T]):
             return
         if mine.users == 1:
             mine.close_to_joiners()  # the task's next run must not meet the cursor's end
-        task = mine.loop.create_task(tasks.work_in(mine, self.close))
+        mine.abandoned = [*mine.abandoned, self.close]
+        task = mine.loop.create_task(tasks.work_in(mine, _nothing_more))
         finishing.add(task)
         task.add_done_callback(functools.partial(_closed, mine))
+
+
+def _nothing_more() -> None:
+    pass
 
 
 def _closed(mine: Scope, task: asyncio.Task[None]) -> None:

@@ -12,26 +12,30 @@ serve a run although sync code has opened its transaction (`join_run`, `leave_ru
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeVar
+from weakref import ref
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from . import bridge, conf, sharing, testing, turns
 from .errors import BlockingBackend, OpenTransaction, SharedScope
+from .kept import keep
 from .shares import LentByScope, Share, SharedWithSyncCode
 from .sharing import in_transaction
 
 T = TypeVar("T")
 
+logger = logging.getLogger("greenorm")
 
-# The scope that each task has open.
-open_scopes: dict[asyncio.Task[Any] | None, Scope] = {}
+# The scope that each task has open, by the id of the task: a task that is kept here would be kept for ever, where its
+# exception knows, by a traceback, of an iteration that keeps the scope open.
+_open_scopes: dict[int, Scope] = {}
 # Told of each wrapper that a run makes. Django has a signal for connections only, and those outlive wrappers.
 on_new_wrapper: list[Callable[[Any], None]] = []
 
@@ -39,17 +43,31 @@ on_new_wrapper: list[Callable[[Any], None]] = []
 class Scope:
     """The wrappers that one task sees, by alias, for as long as somebody uses them."""
 
-    def __init__(self, parent: Scope | None) -> None:
+    # What few scopes have need of.
+    left_behind: Scope | None = None  # what the task inherited, where it asked for a connection of its own
+    abandoned: Sequence[Callable[[], None]] = ()  # what ends the iterations that nobody will read on
+    strays: Sequence[Any] = ()  # wrappers that were not looked up in this scope, and were connected in it
+
+    def __init__(self, parent: Scope | None, task: asyncio.Task[Any] | None = None) -> None:
         self.loop = bridge.running_loop()
-        self.task = asyncio.current_task(self.loop)
+        task = task or asyncio.current_task(self.loop)
+        self._task = no_task if task is None else ref(task)
+        self._key = id(task)
         self.parent = parent  # the scope of another task, that this one inherited; or an outer one that has ended
         self.wrappers: dict[str, Any] = {}
         self.joined: dict[str, Share] = {}  # what is another's, and used in turns
-        self.strays: list[Any] = []  # wrappers that were not looked up in this scope, and were connected in it
-        self.pins: defaultdict[str, int] = defaultdict(int)
+        self.pins: dict[str, int] = {}  # how many blocks keep the connection of an alias
         self.users = 0
         self.ended = False
-        self.left_behind: Scope | None = None  # what the task inherited, where it asked for a connection of its own
+
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """The task that opened this scope, while both are there."""
+        return self._task()
+
+    def open(self) -> None:
+        """Let the next run of the task find this scope."""
+        _open_scopes[self._key] = self
 
     def work(self, job: Callable[[], T]) -> T:
         """Run `job` on the ORM side, and afterwards give back the connections that nobody needs any more."""
@@ -63,34 +81,59 @@ class Scope:
             else:
                 self.end()
 
+    def pin(self, alias: str, by: int) -> None:
+        """Count one block more, or one less, that keeps the connection of `alias`."""
+        self.pins[alias] = self.pins.get(alias, 0) + by
+        if not self.pins[alias]:
+            del self.pins[alias]
+
+    def close_abandoned(self, job: Callable[[], T]) -> T:
+        """Run `job` after what was abandoned has been closed: it may end the transaction that a cursor is in."""
+        while self.abandoned:
+            close, *self.abandoned = self.abandoned
+            try:
+                close()
+            except Exception as exc:
+                logger.warning("an iteration that was left could not be closed: %s", exc)
+        return job()
+
     def settle(self) -> None:
         """Give back each connection that holds no transaction and no open cursor, and is not pinned.
 
         Of what is another's, give up the turn where no block of this scope is open. Cursors there may stay open.
         """
         for alias, share in self.joined.items():
-            if not self.pins[alias] and not share.in_block():
+            if alias not in self.pins and not share.in_block():
                 share.put_down()
         for wrapper in self.connected():
             alias = wrapper.alias
             if alias in self.joined or not getattr(wrapper, "can_await", False):
                 continue
-            if not self.pins[alias] and not wrapper.needs_connection():
+            if alias not in self.pins and not wrapper.needs_connection():
                 wrapper.lend()
 
     def end(self) -> None:
         """Give back every connection, whatever its state. The scope is not used again."""
         self.close_to_joiners()
+        if not self.wrappers and not self.strays:
+            self._task = no_task
+            return
         try:
             if len(self.wrappers) == 1 and not self.strays:
-                for alias, wrapper in [*self.wrappers.items()]:
-                    self._let_go(alias, wrapper)
-            elif self.wrappers or self.strays:
+                self._let_only_go(next(iter(self.wrappers)))
+            else:
                 self._let_all_go()
         finally:
             self.wrappers.clear()
-            self.strays.clear()
-            self.task = None
+            self.strays = ()
+            self._task = no_task
+
+    def _let_only_go(self, alias: str) -> None:
+        if alias in self.joined or not getattr(self.wrappers[alias], "can_await", False):
+            self._let_go(alias, self.wrappers[alias])
+        else:
+            self.wrappers[alias].give_back()
+            keep(self.wrappers, alias)  # nothing here has hold of it
 
     def _let_all_go(self) -> None:
         with ExitStack() as stack:  # whatever is raised meanwhile, each is let go
@@ -102,8 +145,8 @@ class Scope:
     def close_to_joiners(self) -> None:
         """Let the next run of the task find no open scope."""
         self.ended = True
-        if open_scopes.get(self.task) is self:
-            del open_scopes[self.task]
+        if _open_scopes.get(self._key) is self:
+            del _open_scopes[self._key]
 
     def _let_go(self, alias: str, wrapper: Any) -> None:
         if (share := self.joined.pop(alias, None)) is not None:
@@ -193,8 +236,8 @@ class Scope:
         if testing.seen and wrapper.settings_dict is connections.settings.get(wrapper.alias):
             testing.refuse_second_connection(wrapper)
         if self.wrappers.get(wrapper.alias) is not wrapper:
-            self.strays = [stray for stray in self.strays if stray.connection is not None and stray is not wrapper]
-            self.strays.append(wrapper)
+            others = (stray for stray in self.strays if stray.connection is not None and stray is not wrapper)
+            self.strays = (*others, wrapper)
 
     def refuse_inherited(self, alias: str) -> None:
         """Raise SharedScope where this task inherited a scope whose transaction or connection is not its own."""
@@ -203,7 +246,7 @@ class Scope:
             raise self._refusal(alias, holder)
 
     def _refusal(self, alias: str, holder: Scope) -> SharedScope:
-        what = "connection" if holder.pins[alias] else "transaction"
+        what = "connection" if alias in holder.pins else "transaction"
         return SharedScope(
             f"{_name(self.task)} was started while {_name(holder.task)} holds a {what} open on {alias!r}, and "
             f"a {what} is never shared between tasks. Start it outside of that block, await its work in the "
@@ -218,7 +261,7 @@ class Scope:
             held = scope.wrappers.get(alias)
             if (
                 held is not None
-                and (scope.pins[alias] or scope.is_in_transaction(held))
+                and (alias in scope.pins or scope.is_in_transaction(held))
                 and not (alias in scope.joined and _share_a_context(self.task, scope.task))
             ):
                 return scope
@@ -227,9 +270,19 @@ class Scope:
 
     def keeps(self, turn: turns.Turn) -> bool:
         """Return whether this scope, or one above it, has `turn` for longer than a run."""
-        if turn.holder is self and any(self.pins[alias] or share.in_block() for alias, share in self.joined.items()):
+        if turn.holder is self and any(alias in self.pins or share.in_block() for alias, share in self.joined.items()):
             return True
         return self.parent is not None and self.parent.keeps(turn)
+
+
+def scope_of(task: asyncio.Task[Any] | None) -> Scope | None:
+    """Return the scope that a task has open, or None."""
+    scope = _open_scopes.get(id(task))
+    return scope if scope is not None and scope._task() is task else None  # or it is of a task that is no more
+
+
+def no_task() -> None:
+    """Return what stands for the task of a scope that has none, or has ended."""
 
 
 def _share_a_context(one: asyncio.Task[Any] | None, other: asyncio.Task[Any] | None) -> bool:
@@ -251,9 +304,9 @@ def _name(task: asyncio.Task[Any] | None) -> str:
 
 
 def _forget() -> None:
-    for scope in open_scopes.values():
+    for scope in _open_scopes.values():
         scope.ended = True
-    open_scopes.clear()
+    _open_scopes.clear()
 
 
 if hasattr(os, "register_at_fork"):

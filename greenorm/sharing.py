@@ -11,8 +11,9 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
+from itertools import chain
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import ReferenceType, ref
 
 from asgiref.sync import AsyncToSync
 from django.db import connections
@@ -33,20 +34,44 @@ def in_transaction(wrapper: Any) -> bool:
 # Sync code shares with the runs below it
 
 
-sync_wrappers: dict[int | None, WeakSet[Any]] = {}
+# By thread, what its sync code has connected: each read as a whole, as other threads write meanwhile.
+_sync_wrappers: dict[int, tuple[ReferenceType[Any], ...]] = {}
+_noting = threading.Lock()
 
 
 def note_sync_connection(wrapper: Any) -> None:
     """Remember that sync code of this thread has connected `wrapper`."""
-    sync_wrappers.setdefault(threading.get_ident(), WeakSet()).add(wrapper)
+    with _noting:
+        for ident in [*_sync_wrappers]:
+            if not connected_by(ident):
+                del _sync_wrappers[ident]  # a thread that has ended, or whose wrappers have
+        mine = connected_by(threading.get_ident())
+        if wrapper not in mine:
+            _sync_wrappers[threading.get_ident()] = (*map(ref, mine), ref(wrapper))
+
+
+def connected_by(ident: int | None) -> list[Any]:
+    """Return the wrappers that sync code of a thread has connected, as far as they are still there."""
+    found = [known() for known in _sync_wrappers.get(ident, ())]  # type: ignore[arg-type]  # reason: None has none
+    return [wrapper for wrapper in found if wrapper is not None]
+
+
+def connecting_threads() -> list[int]:
+    """Return the threads whose sync code has connected a wrapper."""
+    return [*_sync_wrappers]
 
 
 def opened_by_sync_code(alias: str) -> Any:
     """Return the wrapper on which this thread, or the one that waits for this loop, has a transaction open, or None."""
-    if not sync_wrappers:
+    # To ask asgiref for the threads takes longer than to see that there is nothing to be found in any.
+    for known in chain.from_iterable([*_sync_wrappers.values()]):
+        wrapper = known()
+        if wrapper is not None and in_transaction(wrapper):
+            break
+    else:
         return None
     for ident in sync_threads():
-        for wrapper in list(sync_wrappers.get(ident, ())):
+        for wrapper in connected_by(ident):
             if is_open(wrapper, alias):
                 return wrapper
     return None

@@ -18,7 +18,7 @@ from asgiref.sync import AsyncToSync
 
 from . import bridge, sharing, turns
 from .errors import Abandoned, SharedScope
-from .scope import Scope, open_scopes
+from .scope import Scope, scope_of
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def is_left_out(wrapper: Any) -> bool:
 
 def own() -> Scope | None:
     """Return the scope that this task has open, or None."""
-    return open_scopes.get(asyncio.current_task(bridge.running_loop()))
+    return scope_of(asyncio.current_task(bridge.running_loop()))
 
 
 def own_or_new() -> Scope:
@@ -66,12 +66,14 @@ async def work_in(scope: Scope, job: Callable[[], T], always: bool = False) -> T
     outer, was_open = _current.get(), scope.users > 0
     if was_open and scope.loop is not asyncio.get_running_loop():
         _refuse_other_loop(scope)
+    if scope.abandoned:
+        job = partial(scope.close_abandoned, job)
     if (wait := sharing.turn_in(scope)) is not None and wait.turn is not None:
         job = partial(_in_turn, wait.turn, scope, job, always)
     if outer is not scope:
         _current.set(scope)
     if not was_open:
-        open_scopes[scope.task] = scope
+        scope.open()
     try:
         return await bridge.spawn(partial(scope.work, job), scope)
     finally:
@@ -90,16 +92,17 @@ def _refuse_other_loop(scope: Scope) -> NoReturn:
 
 async def work(job: Callable[[], T]) -> T:
     """Run `job` in the scope that this task has open, or in one of its own that ends with it."""
-    scope = own()
+    task = asyncio.current_task(bridge.running_loop())
+    scope = scope_of(task)
     if scope is not None:
         return await work_in(scope, job)
     if monotonic() > bridge.turns.free_until:
         await bridge.turns.begin()
     # As `work_in` does it for a scope that nobody knows yet.
     outer = _current.get()
-    scope = Scope(outer if outer is None or not outer.ended else current())
+    scope = Scope(outer if outer is None or not outer.ended else current(), task)
     _current.set(scope)
-    open_scopes[scope.task] = scope
+    scope.open()
     try:
         return await bridge.spawn(partial(scope.work, job), scope)
     finally:

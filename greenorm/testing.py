@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import bridge, turns
 from .errors import OpenTransaction
-from .sharing import in_transaction, is_open, opened_by_sync_code, sync_threads, sync_wrappers
+from .sharing import connected_by, connecting_threads, in_transaction, is_open, opened_by_sync_code, sync_threads
 
 if TYPE_CHECKING:
     from .scope import Scope
@@ -45,7 +45,7 @@ def of_the_test(alias: str) -> Any:
     if bridge.loop_is_running():
         wrapper = opened_by_sync_code(alias)
         return wrapper if wrapper is not None and is_a_tests(wrapper) else None
-    for wrapper in list(sync_wrappers.get(threading.get_ident(), ())):
+    for wrapper in connected_by(threading.get_ident()):
         if wrapper.alias == alias:
             wrapper.take_back()
     return None
@@ -57,7 +57,7 @@ def is_above() -> bool:
 
 
 def _of_a_test_above() -> Any:
-    above = (wrapper for ident in sync_threads() for wrapper in list(sync_wrappers.get(ident, ())))
+    above = (wrapper for ident in sync_threads() for wrapper in connected_by(ident))
     return next(filter(is_a_tests, above), None)
 
 
@@ -87,10 +87,10 @@ def refuse_second_connection(wrapper: Any, by_sync_code: bool = False) -> None:
     """Raise OpenTransaction where a test that is rolled back would get a real connection beside its own."""
     if by_sync_code and not threading.current_thread().name.startswith(_WORKERS):
         return
-    for ident, wrappers in list(sync_wrappers.items()):
+    for ident in connecting_threads():
         if ident == threading.get_ident() and by_sync_code:
             continue
-        if any(is_a_tests(other) and is_open(other, wrapper.alias) for other in list(wrappers)):
+        if any(is_a_tests(other) and is_open(other, wrapper.alias) for other in connected_by(ident)):
             raise OpenTransaction(
                 f"{threading.current_thread().name} would open a second connection to {wrapper.alias!r}, while a test "
                 "that is rolled back holds its transaction open in another thread: the two could not see each other's "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.db.transaction import TransactionManagementError
 
 import greenorm
+from greenorm import scope
 from tests.shop.models import Owner, Tag
 
 
@@ -338,6 +340,64 @@ async def test_async_with_iterate_has_closed_it_at_the_end_of_the_block() -> Non
         assert greenorm.pool_stats().in_use == 1
     assert greenorm.pool_stats().in_use == 0
     assert [owner async for owner in owners] == []
+
+
+async def test_iterate_left_in_a_savepoint_that_is_rolled_back_leaves_the_transaction_as_it_is() -> None:
+    await greenorm.run(make, 30)
+    async with greenorm.atomic():
+        with pytest.raises(ZeroDivisionError):
+            async with greenorm.atomic():
+                async for _ in greenorm.iterate(Owner.objects.all(), chunk_size=5):
+                    raise ZeroDivisionError
+        for name in ("a", "b"):
+            await create(name)
+            await asyncio.sleep(0)
+    assert len(await greenorm.run(names)) == 32
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["savepoint", "transaction"])
+async def test_a_cursor_that_has_gone_with_what_was_rolled_back_can_be_closed_in_a_transaction(whole: bool) -> None:
+    def in_another_transaction() -> list[str]:
+        with greenorm.connection():
+            with contextlib.suppress(ZeroDivisionError), transaction.atomic():
+                owners = Owner.objects.iterator(5)
+                next(owners)
+                raise ZeroDivisionError
+            with transaction.atomic():
+                names()
+                owners.close()
+                return [*names(), "and no error"]
+
+    def in_the_one_around() -> list[str]:
+        with transaction.atomic():
+            with contextlib.suppress(ZeroDivisionError), transaction.atomic():
+                owners = Owner.objects.iterator(5)
+                next(owners)
+                raise ZeroDivisionError
+            owners.close()
+            return [*names(), "and no error"]
+
+    await greenorm.run(make, 30)
+    assert len(await greenorm.run(in_another_transaction if whole else in_the_one_around)) == 31
+
+
+async def test_iterate_that_only_the_error_of_a_task_knows_of_ends_with_the_task() -> None:
+    async def fails() -> None:
+        owners = greenorm.iterate(Owner.objects.all(), chunk_size=5)
+        async for _ in owners:
+            raise ZeroDivisionError
+
+    await greenorm.run(make, 30)
+    task = asyncio.create_task(fails())
+    await asyncio.wait([task])
+    assert greenorm.pool_stats().in_use == 1  # the traceback still knows its local variables
+    with pytest.raises(ZeroDivisionError):
+        task.result()
+    del task
+    gc.collect()
+    assert await greenorm.run(_cursors) == []
+    assert greenorm.pool_stats().in_use == 0
+    assert scope._open_scopes == {}
 
 
 async def test_iterate_inside_atomic_sees_the_transaction() -> None:

@@ -181,6 +181,30 @@ async def test_an_iteration_that_is_cancelled_at_its_end_closes_its_cursor() -> 
     await greenorm.run(Owner.objects.all().delete)
 
 
+@pytest.mark.usefixtures("impatient")
+async def test_an_iteration_that_is_cancelled_in_line_closes_its_cursor() -> None:
+    async def read() -> None:
+        owners = greenorm.iterate(Owner.objects.order_by("pk"), chunk_size=1)
+        async for _ in owners:
+            begun.set()
+            await go_on.wait()
+
+    await greenorm.run(Owner.objects.bulk_create, [Owner(name="a"), Owner(name="b")])
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    task = asyncio.create_task(read())
+    await begun.wait()
+    assert greenorm.pool_stats().in_use == 1
+    others = [asyncio.create_task(greenorm.run(lambda: None)) for _ in range(20)]
+    go_on.set()
+    await asyncio.sleep(0)  # the others have asked the loop, and the reading is in line behind them
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert greenorm.pool_stats().in_use == 0  # although the task, which is kept, knows the error
+    await asyncio.gather(*others)
+    await greenorm.run(Owner.objects.all().delete)
+
+
 @pytest.mark.no_database
 async def test_a_context_is_not_kept_alive_by_the_connection_that_it_has_opened() -> None:
     class Request:

@@ -61,6 +61,14 @@ def test_a_fetch_of_both_kinds_of_cursor_does_the_same() -> None:
         assert plain.split('"""')[2] == awaited.replace("await ", "").split('"""')[2]
 
 
+def test_to_set_autocommit_where_nothing_is_open_is_to_note_it() -> None:
+    lines = inspect.getsource(psycopg.Connection._set_autocommit_gen).splitlines()[1:]
+    assert [line.strip() for line in lines] == [
+        'yield from self._check_intrans_gen("autocommit")',
+        "self._autocommit = bool(value)",
+    ]
+
+
 def test_the_lock_of_asyncio_is_as_it_was() -> None:
     lock = asyncio.Lock()
     assert (lock._locked, lock._waiters) == (False, None)

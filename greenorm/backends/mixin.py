@@ -50,6 +50,7 @@ class _Borrowed:
 
 
 if TYPE_CHECKING:
+    from ..kept import AsMade
     from ..scope import Scope
     from ..shares import SharedWithSyncCode
 
@@ -100,6 +101,7 @@ class AwaitableMixin(_Wrapper):
     _scope: Scope | None = None
     _known_pool: Pool | None = None
     _known_key: Any = None
+    _as_made: AsMade | None = None
 
     # Which pool
 
@@ -457,6 +459,9 @@ class AwaitableMixin(_Wrapper):
 
     def _savepoint_rollback(self, sid: str) -> None:
         # As a rollback of the transaction: what is around the block is to be used afterwards.
+        conn: Any = self.connection
+        if isinstance(conn, Connection):
+            conn.session.undone += 1
         with self._uninterrupted():
             super()._savepoint_rollback(sid)  # type: ignore[misc]  # reason: as _close
 

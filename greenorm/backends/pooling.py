@@ -27,7 +27,8 @@ DEFAULT_POOL = {"min_size": 0, "max_size": 20}
 
 def make_pool(wrapper: Any, **overrides: Any) -> Pool:
     """Return the pool that a wrapper's settings describe. Raises ImproperlyConfigured. Waits for nothing."""
-    alias, settings_dict = wrapper.alias, wrapper.settings_dict
+    # Not the wrapper itself, which is its scope's.
+    kind, alias, settings_dict = type(wrapper), wrapper.alias, wrapper.settings_dict
     params = wrapper.get_connection_params()
     factory = params.pop("cursor_factory")
     bridged(factory)
@@ -42,7 +43,7 @@ def make_pool(wrapper: Any, **overrides: Any) -> Pool:
 
     def configure(conn: Connection) -> None:
         # Django composes SET ROLE with a cursor of the wrapper, so this takes one that has the connection already.
-        settled = type(wrapper)(settings_dict, alias)
+        settled = kind(settings_dict, alias)
         settled.connection, settled._scope = conn, bridge.carried()
         with _names(alias):
             settled._configure_connection(conn)

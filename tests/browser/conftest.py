@@ -49,7 +49,7 @@ def browser() -> Iterator[Any]:
             yield chrome
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """The address of the site, served by uvicorn on a port that the system has chosen."""
     arguments = ["--port", "0", APPLICATION]

@@ -210,7 +210,7 @@ async def _end_faults(proxy: Proxy) -> None:
 async def _soak(soak: Soak) -> Result:
     result = soak.result
     await greenorm.run(open_wallets)
-    await fill_pool()
+    result.wrong += await fill_pool()
     before = Footprint.take()
     soak.began = perf_counter()
     others = [asyncio.create_task(soak.watch()), asyncio.create_task(soak.fail())]
@@ -225,7 +225,7 @@ async def _soak(soak: Soak) -> Result:
         if not other.cancelled() and (exc := other.exception()) is not None:
             raise exc
     result.wrong += check_pool() + await check_server()
-    await fill_pool()
+    result.wrong += await fill_pool()
     gc.collect()
     result.grown = Footprint.take().grown_since(before)
     # Descriptors are for the picture: the proxy has its own of each connection, and some that are half-open.

@@ -76,7 +76,7 @@ async def storm(plan: Plan, report: Callable[[Tally], None] = lambda tally: None
     await greenorm.run(open_wallets)
     await _blow(Tally(), books, numbers, plan, plan.warm_up, 0)
     await _park_greenlets()
-    await fill_pool()
+    not_filled = await fill_pool()
     before = Footprint.take()
     started = greenorm.pool_stats()
     tally = Tally()
@@ -87,7 +87,7 @@ async def storm(plan: Plan, report: Callable[[Tally], None] = lambda tally: None
     result.stall_wall, result.stall_cpu = stalls.wall, stalls.cpu
     result.wrong += await check_server()
     result.wrong += check_pool()
-    await fill_pool()
+    result.wrong += not_filled + await fill_pool()
     result.grown = Footprint.take().grown_since(before)
     result.wrong += await greenorm.run(audit, books)
     result.wrong += _judge(result)
@@ -137,8 +137,8 @@ async def _park_greenlets(count: int = 200) -> None:
     await asyncio.gather(*[greenorm.run(lambda: greenorm.await_(all_there.wait())) for _ in range(count)])
 
 
-async def fill_pool() -> None:
-    """Have as many connections open as the pool may have: none of its places has been lost."""
+async def fill_pool() -> list[str]:
+    """Have as many connections open as the pool may have: none of its places has been lost. Return what is wrong."""
     size = greenorm.pool_stats().max_size
     all_there = asyncio.Barrier(size)
 
@@ -146,9 +146,13 @@ async def fill_pool() -> None:
         async with greenorm.connection():
             await all_there.wait()
 
-    async with asyncio.timeout(SETTLE_SECONDS), asyncio.TaskGroup() as group:
-        for _ in range(size):
-            group.create_task(hold())
+    holders = [asyncio.create_task(hold()) for _ in range(size)]
+    _, late = await asyncio.wait(holders, timeout=SETTLE_SECONDS)
+    wrong = [f"{all_there.n_waiting} of {size} connections could be had: {greenorm.pool_stats()}"] if late else []
+    for holder in late:
+        holder.cancel()
+    errors = [error for error in await asyncio.gather(*holders, return_exceptions=True) if isinstance(error, Exception)]
+    return wrong + [f"a connection that fills the pool: {error!r}" for error in errors]
 
 
 def check_pool() -> list[str]:

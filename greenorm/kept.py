@@ -1,0 +1,79 @@
+"""Wrappers of scopes that have ended, each as it was made, for the next scopes: to make one costs more than a run.
+
+Django looks by the same `getattr` for a wrapper and for whether there is one, so that a kept one may not stand there:
+it is handed out where Django asks for one to be made.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict, deque
+from sys import getrefcount
+from typing import Any
+
+from django.db import connections
+
+from . import bridge
+
+# As many as there may be runs at once that ask for a database; of each alias, per thread.
+_KEEP = 64
+
+
+class _Kept(threading.local):
+    def __init__(self) -> None:
+        self.by_kind: defaultdict[tuple[str, str], list[Any]] = defaultdict(list)
+
+
+_kept = _Kept()
+
+
+class AsMade:
+    """What a wrapper was when it had just been made, and how many had hold of it: its own parts, that is."""
+
+    __slots__ = ("holders", "kind", "state", "to_be_empty")
+
+    def __init__(self, made: list[Any], kind: tuple[str, str]) -> None:
+        made[0].wrap_database_errors  # noqa: B018  # made when first asked for, and has hold of the wrapper
+        self.kind = kind
+        self.state = {**made[0].__dict__, "_as_made": self}
+        self.to_be_empty = [value for value in self.state.values() if isinstance(value, (list, deque))]
+        self.holders = getrefcount(made[0])
+
+
+def make_wrapper(alias: str) -> Any:
+    """Return a new wrapper, or in a run one that is as good. Stands in for ConnectionHandler.create_connection."""
+    if bridge.carried() is None:
+        return _create(alias)
+    settings = connections.settings[alias]
+    kind = alias, settings["ENGINE"]
+    kept = _kept.by_kind.get(kind)
+    while kept:
+        wrapper = kept.pop()
+        if wrapper.settings_dict is settings:
+            return wrapper
+    made = [_create(alias)]
+    # A backend that adds to what is made may have it from anywhere.
+    if getattr(made[0], "can_await", False) and type(made[0]).__init__.__module__.startswith("django."):
+        made[0]._as_made = AsMade(made, kind)
+    return made[0]
+
+
+def _create(alias: str) -> Any:
+    return type(connections).create_connection(connections, alias)
+
+
+def keep(wrappers: dict[str, Any], alias: str) -> None:
+    """Take the wrapper of `alias`, which has no connection, out of `wrappers`, for the next who wants one.
+
+    Not where anybody else has hold of it, or something has been left in it.
+    """
+    box = [wrappers.pop(alias)]
+    as_made: AsMade | None = box[0]._as_made
+    if as_made is None or getrefcount(box[0]) != as_made.holders or any(as_made.to_be_empty):
+        return
+    kept = _kept.by_kind[as_made.kind]
+    if len(kept) < _KEEP:
+        state = box[0].__dict__
+        state.clear()
+        state.update(as_made.state)
+        kept.append(box.pop())
