@@ -10,11 +10,14 @@ from asgiref.testing import ApplicationCommunicator
 from channels.auth import AuthMiddlewareStack
 from channels.db import aclose_old_connections, database_sync_to_async
 from channels.layers import get_channel_layer
+from channels.routing import ProtocolTypeRouter, URLRouter
 from django.contrib.auth.models import User
 from django.db.models.signals import post_save
 from django.test import override_settings
+from django.urls import re_path
 
 import greenorm
+from tests.exchange import whole_site
 from tests.shop.models import Owner
 from tests.site import (
     STARTPROJECT,
@@ -81,6 +84,32 @@ async def test_a_websocket_knows_the_user_and_reads_without_a_thread(consumer: A
     await client.send_input({"type": "websocket.disconnect", "code": 1000})
     await client.wait(5)
     assert greenorm.pool_stats().in_use == 0
+
+
+@pytest.mark.usefixtures("unused_thread", "blocking_hooks")
+async def test_one_router_serves_the_site_its_websockets_and_its_life(no_threads: list[str]) -> None:
+    await User.objects.acreate(username="ada")
+    await Owner.objects.acreate(name="Ada")
+    with whole_site(who, *STARTPROJECT) as handler:
+        websockets = AuthMiddlewareStack(URLRouter([re_path("", WebSocket.as_asgi())]))
+        router = ProtocolTypeRouter({"http": handler, "lifespan": handler, "websocket": websockets})
+        life = ApplicationCommunicator(router, {"type": "lifespan"})
+        await life.send_input({"type": "lifespan.startup"})
+        assert await life.receive_output(5) == {"type": "lifespan.startup.complete"}
+        entered = await get(router)
+        assert entered.status == 200
+        headers = [(b"cookie", entered.cookie.encode())]
+        client = ApplicationCommunicator(router, {"type": "websocket", "path": "/", "headers": headers})
+        await client.send_input({"type": "websocket.connect"})
+        assert (await client.receive_output(5))["type"] == "websocket.accept"
+        await client.send_input({"type": "websocket.receive", "text": "null"})
+        assert (await client.receive_output(5))["text"] == '["ada", "Ada"]'
+        await client.send_input({"type": "websocket.disconnect", "code": 1000})
+        await client.wait(5)
+        assert greenorm.pool_stats().in_use == 0
+        await life.send_input({"type": "lifespan.shutdown"})
+        assert await life.receive_output(5) == {"type": "lifespan.shutdown.complete"}
+        await life.wait(5)
 
 
 @pytest.mark.usefixtures("unused_thread")

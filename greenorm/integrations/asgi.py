@@ -39,6 +39,8 @@ def get_asgi_application() -> Handler:
 class Handler(ASGIHandler):
     """Mirrors django.core.handlers.asgi.ASGIHandler, Django 6.1, and serves the lifespan protocol as well."""
 
+    _stalls: stalls.Watch | None = None
+
     def __init__(self) -> None:
         super().__init__()
         hooks.install()
@@ -124,12 +126,13 @@ class _Exchange:
             if getattr(self.response, "streaming", False):
                 await _close_iterator(self.response)
             await tasks.work(self._close)
-        finally:
-            self.body.close()
+            # A `sync_to_async` in the site's async code may be under way in its thread, although it was cancelled.
             context: Any = SyncToAsync.thread_sensitive_context.get(None)
             executor = SyncToAsync.context_to_thread_executor.get(context) if context is not None else None
-            if executor is not None:  # of a `sync_to_async` in the site's async code
+            if executor is not None:
                 await asyncio.get_running_loop().run_in_executor(executor, close_old_connections)
+        finally:
+            self.body.close()
 
     def _close(self) -> None:
         response = self.response

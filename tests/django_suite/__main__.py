@@ -3,6 +3,7 @@
 stock: Django's own backend, without greenorm.
 hook: greenorm's backend and its hook, under Django's runner as it is, where sync code waits for each async test.
 run: the same, and all of runtests.py inside one greenorm.run: every test is on the event loop's thread.
+asgi: as hook, with greenorm's ASGI handler where a test asks for Django's.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ def main() -> bool:
     parser.add_argument("--project", choices=SUITES, default=DJANGO.project, help="whose tests; default: %(default)s")
     parser.add_argument("--django", default=django.__version__, help="a version; it must be the installed one")
     parser.add_argument("--all", action="store_true", help="all of Django's labels")
-    parser.add_argument("--way", action="append", choices=["hook", "run"], help="beside stock; default: both")
+    parser.add_argument("--way", action="append", choices=["hook", "run", "asgi"], help="beside stock; default: hook and run")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time; default: %(default)s"
     )

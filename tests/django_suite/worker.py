@@ -10,8 +10,11 @@ import functools
 import os
 import sys
 
+import django.core.asgi
+import django.core.handlers.asgi
+
 import greenorm
-from greenorm.integrations import async_methods
+from greenorm.integrations import asgi, async_methods
 from tests.django_suite import plugin  # noqa: F401 - while `tests` is this project's
 from tests.django_suite.recorder import count_statements, watch
 from tests.django_suite.suites import SUITES
@@ -27,6 +30,9 @@ def main(project: str, way: str, *labels: str) -> None:
     run_tests = functools.partial(SUITES[project].start, list(labels))
     if way != "stock":
         async_methods.install()
+    if way == "asgi":
+        django.core.asgi.get_asgi_application = asgi.get_asgi_application
+        django.core.handlers.asgi.ASGIHandler = asgi.Handler
     if way == "run":
         asyncio.run(greenorm.run(run_tests))
     else:
