@@ -30,14 +30,21 @@ _kept = _Kept()
 class AsMade:
     """What a wrapper was when it had just been made, and how many had hold of it: its own parts, that is."""
 
-    __slots__ = ("holders", "kind", "state", "to_be_empty")
+    __slots__ = ("containers", "holders", "kind", "state")
 
     def __init__(self, made: list[Any], kind: tuple[str, str]) -> None:
         made[0].wrap_database_errors  # noqa: B018  # made when first asked for, and has hold of the wrapper
         self.kind = kind
         self.state = {**made[0].__dict__, "_as_made": self}
-        self.to_be_empty = [value for value in self.state.values() if isinstance(value, (list, deque))]
+        self.containers = {name: each.copy() for name, each in self.state.items() if isinstance(each, (list, deque))}
         self.holders = getrefcount(made[0])
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Make of the state of a wrapper what it was. Who has kept a list of it does not see what is added to one."""
+        state.clear()
+        state.update(self.state)
+        for name, container in self.containers.items():
+            state[name] = container.copy()
 
 
 def make_wrapper(alias: str) -> Any:
@@ -65,15 +72,13 @@ def _create(alias: str) -> Any:
 def keep(wrappers: dict[str, Any], alias: str) -> None:
     """Take the wrapper of `alias`, which has no connection, out of `wrappers`, for the next who wants one.
 
-    Not where anybody else has hold of it, or something has been left in it.
+    Not where anybody else has hold of it.
     """
     box = [wrappers.pop(alias)]
     as_made: AsMade | None = box[0]._as_made
-    if as_made is None or getrefcount(box[0]) != as_made.holders or any(as_made.to_be_empty):
+    if as_made is None or getrefcount(box[0]) != as_made.holders:
         return
     kept = _kept.by_kind[as_made.kind]
     if len(kept) < _KEEP:
-        state = box[0].__dict__
-        state.clear()
-        state.update(as_made.state)
+        as_made.restore(box[0].__dict__)
         kept.append(box.pop())

@@ -22,7 +22,7 @@ LAYERS = [
     ["driver"],
     ["pool_options"],
     ["pool"],
-    ["turns", "conf"],
+    ["turns", "conf", "kept"],
     ["sharing"],
     ["shares", "testing"],
     ["scope"],

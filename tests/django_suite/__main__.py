@@ -168,7 +168,9 @@ def main() -> bool:
     parser.add_argument("--project", choices=SUITES, default=DJANGO.project, help="whose tests; default: %(default)s")
     parser.add_argument("--django", default=django.__version__, help="a version; it must be the installed one")
     parser.add_argument("--all", action="store_true", help="all of Django's labels")
-    parser.add_argument("--way", action="append", choices=["hook", "run", "asgi"], help="beside stock; default: hook and run")
+    parser.add_argument(
+        "--way", action="append", choices=["hook", "run", "asgi"], help="beside stock; default: hook and run"
+    )
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time; default: %(default)s"
     )
