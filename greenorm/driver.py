@@ -34,12 +34,10 @@ from psycopg.waiting import Wait
 from .bridge import (
     DYING,
     INTERRUPTS,
-    collecting,
     drive,
     has_kept_the_loop,
     in_run,
     loop_is_running,
-    switch_up,
     to_completion,
 )
 from .cursors import bridged, with_additions
@@ -246,12 +244,12 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             await self._break_off(gen, exc)
             raise
 
-    async def _wait(self, gen: PQGen[T], timeout: float | None = None, state: int = 0) -> T:
+    async def _wait(self, gen: PQGen[T], timeout: float | None = None) -> T:
         # Against psycopg.waiting.wait_async: no timer each 0.1 s (signals reach asyncio without), and no yield to
         # the loop where nothing waits.
         deadline = None if timeout is None else monotonic() + timeout
         try:
-            state = state or next(gen)
+            state = next(gen)
             while True:
                 if state == WAIT_R and deadline is None and self._watch is not None:
                     await self._watch.begin()
@@ -270,35 +268,6 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             raise e.OperationalError("connection socket closed") from exc
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]  # reason: what `gen` has returned
-
-    def wait_here(self, gen: PQGen[T]) -> T:
-        """Do at once, in sync code inside a run, what `call(wait(gen))` does: the usual wait, for an answer, is no more
-        than a switch."""
-        watch = self._watch
-        if watch is None or "call" in self.__dict__ or collecting():
-            return self.call(self.wait(gen))
-        try:
-            state = next(gen)
-            while state == WAIT_R:
-                future = watch.begin()
-                future._asyncio_future_blocking = True  # as a future says of itself when it is awaited
-                switch_up(future)
-                state = gen.send(READY_R)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]  # reason: what `gen` has returned
-        except OSError as exc:
-            raise e.OperationalError("connection socket closed") from exc
-        except (*INTERRUPTS, *DYING) as exc:
-            self.call(self._break_off(gen, exc))  # raises
-            raise
-        return self.call(self._rest(gen, state))
-
-    async def _rest(self, gen: PQGen[T], state: int) -> T:
-        try:
-            return await self._wait(gen, None, state)
-        except (*INTERRUPTS, *DYING) as exc:
-            await self._break_off(gen, exc)
-            raise
 
     async def _break_off(self, gen: PQGen[Any], exc: BaseException) -> None:
         """Raise what has interrupted a wait, after its statement has been stopped, or its connection closed."""
@@ -445,8 +414,6 @@ class Connection(psycopg.Connection[Any]):
         session = self.session
         if self.borrow != session.borrow:
             session.refuse_former(self.borrow, self)
-        if timeout is None and in_run() and not session._blocking:
-            return session.wait_here(gen)
         return session.call(session.wait(gen, interval, timeout))
 
     def cursor(self, name: str = "", **options: Any) -> Any:

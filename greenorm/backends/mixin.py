@@ -288,9 +288,6 @@ class AwaitableMixin(_Wrapper):
 
     def lend(self) -> None:
         """Give the connection back for a time, in a run that goes on and may ask for one again."""
-        if type(self).close is BaseDatabaseWrapper.close:
-            self.give_back()
-            return
         # Django closes a wrapper between two connections. A backend that remembers what it has set in the session
         # (the schema of a tenant) forgets it there, and would else trust another session to have it.
         was_closed = self._was_closed
