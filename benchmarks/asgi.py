@@ -1,8 +1,8 @@
-"""How many requests does a web server answer on one core, by a sync view with one query, and how soon?
+"""How many requests does a web server answer on one core, by a view with one query, and how soon?
 
 The server, its database and the clients are processes of their own, the server pinned to a core and the clients to
-another where that can be done. The seven middleware of `startproject`, 50 clients that keep their connections, near the
-database and 2 ms away from it.
+another where that can be done. The seven middleware of `startproject`, 50 clients that keep their connections, a sync
+view near the database and 2 ms away from it, and an async one, with one `aget()`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 from benchmarks.harness import sites
 from benchmarks.harness.figures import Row, figure
@@ -17,7 +18,9 @@ from benchmarks.harness.rounds import CONNECTIONS, Bench
 from benchmarks.harness.workers import Died, Worker
 
 CLIENTS = 50
-DELAYS, QUICK_DELAYS = (0, 2), (2,)
+# What is asked for, and how many milliseconds away the database is.
+CASES, QUICK_CASES = (("item", 0), ("item", 2), ("aitem", 0)), (("item", 2),)
+VIEWS = {"item": "a sync view", "aitem": "an async view"}
 DURATION, QUICK_DURATION = 3.0, 0.5
 WARM_UP = 0.5
 MOST_ROUNDS = 7
@@ -90,24 +93,26 @@ def measure(bench: Bench) -> Iterator[list[Row]]:
         load = Worker("benchmarks.harness.load")
         stack.callback(load.end)
         pinned = sites.pin(load.pid, 1)
-        for delay in QUICK_DELAYS if bench.quick else DELAYS:
-            yield _compare(bench, present, load, delay, pinned)
+        for page, delay in QUICK_CASES if bench.quick else CASES:
+            yield _compare(bench, present, load, page, delay, pinned)
 
 
-def _compare(bench: Bench, present: list[sites.Site], load: Worker, delay: int, pinned: bool) -> list[Row]:
+def _compare(bench: Bench, present: list[sites.Site], load: Worker, page: str, delay: int, pinned: bool) -> list[Row]:
     rounds = min(bench.rounds, MOST_ROUNDS)
+    situation = f"{VIEWS[page]}, +{delay} ms"
     seen: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with ExitStack() as running:
-        served = _start(bench, present, delay, running)
+        served = _start(bench, present, delay, situation, running)
         for number in range(rounds):
             names = list(served) if number % 2 == 0 else list(served)[::-1]
             for index, name in enumerate(names):
-                bench.steps.advance(number * len(names) + index, rounds * len(names), f"+{delay} ms: {name}")
-                for figure_name, value in _call(bench, load, served[name], f"{name}, +{delay} ms", number).items():
+                bench.steps.advance(number * len(names) + index, rounds * len(names), f"{situation}: {name}")
+                order = {"page": page, "seed": number}
+                for figure_name, value in _call(bench, load, served[name], f"{name}, {situation}", order).items():
                     seen[name][figure_name].append(value)
     return [
         {
-            "situation": f"+{delay} ms",
+            "situation": situation,
             "delay_ms": delay,
             "contender": name,
             "clients": CLIENTS,
@@ -118,21 +123,23 @@ def _compare(bench: Bench, present: list[sites.Site], load: Worker, delay: int, 
     ]
 
 
-def _start(bench: Bench, present: list[sites.Site], delay: int, running: ExitStack) -> dict[str, sites.Served]:
+def _start(
+    bench: Bench, present: list[sites.Site], delay: int, situation: str, running: ExitStack
+) -> dict[str, sites.Served]:
     dsn = bench.place.target(CONNECTIONS, delay).dsn
     served = {}
     for site in present:
         try:
             served[site.name] = running.enter_context(sites.serving(site, dsn))
         except RuntimeError as exc:
-            bench.failed[f"{site.name}, +{delay} ms"] = str(exc)
+            bench.failed[f"{site.name}, {situation}"] = str(exc)
     return served
 
 
-def _call(bench: Bench, load: Worker, served: sites.Served, place: str, number: int) -> dict[str, float]:
+def _call(bench: Bench, load: Worker, served: sites.Served, place: str, asked: dict[str, Any]) -> dict[str, float]:
     if place in bench.failed:
         return {}
-    order = {"socket": served.socket, "near": bench.place.schema.dsn, "clients": CLIENTS, "seed": number}
+    order = {**asked, "socket": served.socket, "near": bench.place.schema.dsn, "clients": CLIENTS}
     duration = QUICK_DURATION if bench.quick else DURATION
     try:
         answer = load.ask({**order, "duration": WARM_UP})

@@ -30,8 +30,8 @@ class Refused(AssertionError):
 class _Client(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, asked: Callable[[], int], expected: dict[int, Any], until: float) -> None:
-        self.asked, self.expected, self.until = asked, expected, until
+    def __init__(self, page: str, asked: Callable[[], int], expected: dict[int, Any], until: float) -> None:
+        self.page, self.asked, self.expected, self.until = page.encode(), asked, expected, until
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.latencies: list[float] = []
         self.received = b""
@@ -43,7 +43,7 @@ class _Client(asyncio.Protocol):
     def ask(self) -> None:
         self.pk = self.asked()
         self.since = time.perf_counter()
-        self.transport.write(b"GET /item/%d HTTP/1.1\r\nHost: localhost\r\n\r\n" % self.pk)
+        self.transport.write(b"GET /%b/%d HTTP/1.1\r\nHost: localhost\r\n\r\n" % (self.page, self.pk))
 
     def data_received(self, data: bytes) -> None:
         self.received += data
@@ -77,17 +77,16 @@ class _Client(asyncio.Protocol):
         self.end(Refused(f"the server has closed the connection: {exc}"))
 
 
-async def _call(socket: str, clients: int, duration: float, seed: int, expected: dict[int, Any]) -> dict[str, Any]:
-    random = Random(seed)
+async def _call(order: dict[str, Any], expected: dict[int, Any]) -> dict[str, Any]:
+    random, duration = Random(order["seed"]), order["duration"]
     until = time.perf_counter() + duration
+
+    def client() -> _Client:
+        return _Client(order["page"], lambda: random.randint(1, ITEMS), expected, until)
+
     loop = asyncio.get_running_loop()
     since = time.perf_counter()
-    called = [
-        (await loop.create_unix_connection(lambda: _Client(lambda: random.randint(1, ITEMS), expected, until), socket))[
-            1
-        ]
-        for _ in range(clients)
-    ]
+    called = [(await loop.create_unix_connection(client, order["socket"]))[1] for _ in range(order["clients"])]
     async with asyncio.timeout(duration + PATIENCE):
         await asyncio.gather(*(client.ended for client in called))
     seconds = time.perf_counter() - since
@@ -115,9 +114,7 @@ def main() -> None:
             expected = {pk: {"id": row[0], "title": row[1], "number": row[2]} for pk, row in rows.items()}
         try:
             with asyncio.Runner(loop_factory=loop_factory) as runner:
-                answer = runner.run(
-                    _call(order["socket"], order["clients"], order["duration"], order["seed"], expected)
-                )
+                answer = runner.run(_call(order, expected))
         except (OSError, Refused) as exc:
             answer = {"error": f"{type(exc).__name__}: {exc}"}
         sys.stdout.write(json.dumps(answer) + "\n")

@@ -1,4 +1,4 @@
-"""The site that is served: one sync view with one query, and the ways to serve it."""
+"""The site that is served: a sync and an async view with one query, and the ways to serve it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,21 @@ def item(request: HttpRequest, pk: int) -> JsonResponse:
     """Answer with a row."""
     from .work import get
 
-    found = get(pk)
+    return _answer(get(pk))
+
+
+async def aitem(request: HttpRequest, pk: int) -> JsonResponse:
+    """Answer with a row, asynchronously."""
+    from .models import Item
+
+    return _answer(await Item.objects.aget(pk=pk))
+
+
+def _answer(found: Any) -> JsonResponse:
     return JsonResponse({"id": found.pk, "title": found.title, "number": found.number})
 
 
-urlpatterns = [path("item/<int:pk>", item)]
+urlpatterns = [path("item/<int:pk>", item), path("aitem/<int:pk>", aitem)]
 
 
 def stock_asgi() -> Any:
