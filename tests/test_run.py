@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import socket
+import sys
 import time
 import traceback
 from typing import Any
@@ -353,3 +355,41 @@ async def test_a_sql_alchemy_style_greenlet_beside_a_run_does_no_harm() -> None:
         return greenlet.greenlet(lambda: 5).switch() + Owner.objects.count()
 
     assert await greenorm.run(job) == 5
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are new in Python 3.12")
+async def test_eager_tasks_run_in_the_callback_of_a_protocol_that_starts_them() -> None:
+    def work() -> int:
+        with transaction.atomic():
+            return Owner.objects.count() + Owner.objects.count()
+
+    class Server(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            for _ in data:
+                tasks.append(loop.create_task(self.answer()))
+
+        async def answer(self) -> None:
+            self.transport.write(b"%d" % await greenorm.run(work))
+
+    async def client() -> bytes:
+        reader, writer = await asyncio.open_connection(sock=clients.pop())
+        answers = b""
+        for _ in range(10):
+            writer.write(b"ask")
+            answers += await reader.readexactly(3)
+        writer.close()
+        return answers
+
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]  # reason: not in Python 3.11
+    tasks: list[asyncio.Task[None]] = []
+    pairs = [socket.socketpair() for _ in range(8)]
+    clients = [ours for ours, _ in pairs]
+    for _, theirs in pairs:
+        await loop.connect_accepted_socket(Server, theirs)
+    assert await asyncio.gather(*[client() for _ in pairs]) == [b"0" * 30] * 8
+    await asyncio.gather(*tasks)
+    assert greenorm.pool_stats().in_use == 0
