@@ -30,21 +30,26 @@ _kept = _Kept()
 class AsMade:
     """What a wrapper was when it had just been made, and how many had hold of it: its own parts, that is."""
 
-    __slots__ = ("containers", "holders", "kind", "state")
+    __slots__ = ("holders", "kind", "lists", "logs", "state")
 
     def __init__(self, made: list[Any], kind: tuple[str, str]) -> None:
         made[0].wrap_database_errors  # noqa: B018  # made when first asked for, and has hold of the wrapper
+        state = made[0].__dict__
         self.kind = kind
-        self.state = {**made[0].__dict__, "_as_made": self}
-        self.containers = {name: each.copy() for name, each in self.state.items() if isinstance(each, (list, deque))}
+        self.lists = [name for name, value in state.items() if isinstance(value, list)]
+        self.logs = [(name, value.maxlen) for name, value in state.items() if isinstance(value, deque)]
+        self.state = {name: value for name, value in state.items() if not isinstance(value, (list, deque))}
+        self.state["_as_made"] = self
         self.holders = getrefcount(made[0])
 
     def restore(self, state: dict[str, Any]) -> None:
         """Make of the state of a wrapper what it was. Who has kept a list of it does not see what is added to one."""
         state.clear()
         state.update(self.state)
-        for name, container in self.containers.items():
-            state[name] = container.copy()
+        for name in self.lists:
+            state[name] = []
+        for name, length in self.logs:
+            state[name] = deque(maxlen=length)
 
 
 def make_wrapper(alias: str) -> Any:
