@@ -18,8 +18,7 @@ from benchmarks.harness.workers import Seen
 CLIENTS = (1, 10, 100, 1_000, 10_000)
 # Milliseconds.
 DELAYS = (0, 1, 2, 10)
-# The situation that is compared in detail: with all rounds, and on uvloop as well. The others have one each, for a look at
-# the whole field in half an hour.
+# The situation that is compared in detail: with all rounds, and on uvloop as well. The others have one round each.
 MAIN = (100, 2)
 OTHER_ROUNDS = 1
 # Seconds in which clients begin requests, and after which they are no longer waited for.

@@ -340,6 +340,19 @@ def drive(coro: Coroutine[Any, Any, T]) -> T:
         error = None  # a frame that knows an error whose traceback knows the frame lives until the next collection
 
 
+def until_done(future: asyncio.Future[T]) -> T:
+    """Wait, on the ORM side, for a future that nobody else waits for, and return its result or raise its error.
+
+    Other tasks run meanwhile. Raises NotInRun in a finalizer that the garbage collector calls.
+    """
+    if collecting():
+        raise _in_finalizer()
+    if not future.done():
+        future._asyncio_future_blocking = True  # as a future says of itself when it is awaited
+        switch_up(future)
+    return future.result()
+
+
 def await_(awaitable: Awaitable[T]) -> T:
     """Wait, in sync code inside a run, for any awaitable, and return its value or raise its exception.
 

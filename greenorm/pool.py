@@ -24,7 +24,7 @@ from weakref import ReferenceType, ref
 
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from .bridge import collecting, drive, dying, in_run, running_loop
+from .bridge import collecting, drive, dying, in_run, running_loop, until_done
 from .driver import IDLE, AsyncConnection, Connection
 from .pool_options import Callback, PoolOptions, PoolStats
 
@@ -34,6 +34,8 @@ logger = logging.getLogger("greenorm")
 
 # How long, in seconds, a connection may take to pass its check before another one is tried.
 CHECK_SECONDS = 5.0
+# How much too early, in seconds, the timer of an event loop may be.
+TIMER_SECONDS = 0.001
 
 # Tasks that give back what a finalizer has found in use; each bounded, and waited for at the end of its event loop.
 finishing: set[asyncio.Task[None]] = set()
@@ -52,7 +54,8 @@ class Pool:
         self._idle: list[AsyncConnection] = []
         self._in_use: set[AsyncConnection] = set()
         # A waiter is granted a connection, or None: the right to open one, already counted in `_size`.
-        self._waiting: OrderedDict[asyncio.Future[AsyncConnection | None], None] = OrderedDict()
+        # By time.monotonic, until when each waits, which goes up from the first to the last.
+        self._waiting: OrderedDict[asyncio.Future[AsyncConnection | None], float] = OrderedDict()
         self._size = 0
         # Whether it takes back what it lent; it lends until it is closed, to finalizers of a loop that ends, say.
         self._keeps = True
@@ -60,6 +63,7 @@ class Pool:
         self._borrowed = self._queued = self._timeouts = self._opened = self._gone = 0
         self._wait_seconds = 0.0
         self._shrink_timer: asyncio.TimerHandle | None = None
+        self._waiting_timer: asyncio.TimerHandle | None = None
         self._loop: ReferenceType[asyncio.AbstractEventLoop] = ref(asyncio.get_running_loop())
         self._until_shutdown = self._close_at_shutdown()
         # An async generator that has been started is closed by its loop, last of all: the pool's sign to close.
@@ -97,6 +101,7 @@ class Pool:
             self._in_use.add(session)
             return self._lend(session)
         deadline = monotonic() + self.options.timeout
+        has_waited = False
         while True:
             if self._closed:
                 raise PoolClosed(f"{self._title()} is closed")
@@ -105,9 +110,10 @@ class Pool:
                 if not self._waiting and self._size < self.options.limit:
                     self._size += 1
                     return self._lend(self._open(deadline))
-                session = self._wait_in_line(deadline)
+                session = self._wait_in_line(deadline, has_waited)
                 if session is None:
                     return self._lend(self._open(deadline))
+                has_waited = True
             self._in_use.add(session)  # owned from here on, whatever interrupts the check
             if self._is_healthy(session, deadline):
                 return self._lend(session)
@@ -183,20 +189,21 @@ class Pool:
             "Look at HOST, PORT and the network; `timeout` in OPTIONS['pool'] sets the limit in seconds."
         )
 
-    def _wait_in_line(self, deadline: float) -> AsyncConnection | None:
+    def _wait_in_line(self, deadline: float, first: bool = False) -> AsyncConnection | None:
         if self.options.max_waiting and len(self._waiting) >= self.options.max_waiting:
             raise TooManyRequests(
                 f"{self._title()}: {len(self._waiting)} borrowers wait already, as many as `max_waiting` in "
                 "OPTIONS['pool'] allows. Raise it or `max_size`, or send fewer requests at once."
             )
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[AsyncConnection | None] = loop.create_future()
-        self._waiting[future] = None
+        future: asyncio.Future[AsyncConnection | None] = asyncio.get_running_loop().create_future()
+        self._waiting[future] = deadline
+        if first:
+            self._waiting.move_to_end(future, last=False)
         self._queued += 1
         since = monotonic()
-        timer = loop.call_later(max(0.0, deadline - since), self._give_up, future)
+        self._time_the_first()
         try:
-            return drive(_result(future))
+            return until_done(future)
         except BaseException:
             self._waiting.pop(future, None)
             if future.done() and not future.cancelled() and future.exception() is None:
@@ -209,21 +216,30 @@ class Pool:
                     self._pass_on(granted)
             raise
         finally:
-            timer.cancel()
             self._wait_seconds += monotonic() - since
 
-    def _give_up(self, future: asyncio.Future[AsyncConnection | None]) -> None:
-        if future.done():
-            return
-        self._timeouts += 1
-        del self._waiting[future]
-        future.set_exception(
-            PoolTimeout(
-                f"{self._title()}: no connection became free within {self.options.timeout:g} s; "
-                f"{len(self._in_use)} of {self.options.limit} are in use, {len(self._waiting)} other borrowers wait. "
-                "Raise `max_size` (or `timeout`, in seconds) in OPTIONS['pool'], or hold connections for less long."
+    def _time_the_first(self) -> None:
+        # One timer for all who wait, in a context of its own: it outlives the one that it was set for.
+        if self._waiting_timer is None and self._waiting:
+            loop = asyncio.get_running_loop()
+            seconds = next(iter(self._waiting.values())) - monotonic()
+            self._waiting_timer = loop.call_later(max(0.0, seconds), self._turn_away, context=Context())
+
+    def _turn_away(self) -> None:
+        self._waiting_timer = None
+        while self._waiting and next(iter(self._waiting.values())) <= monotonic() + TIMER_SECONDS:
+            future, _ = self._waiting.popitem(last=False)
+            if future.done():
+                continue
+            self._timeouts += 1
+            future.set_exception(
+                PoolTimeout(
+                    f"{self._title()}: no connection became free within {self.options.timeout:g} s; {len(self._in_use)}"
+                    f" of {self.options.limit} are in use, {len(self._waiting)} other borrowers wait. "
+                    "Raise `max_size` (or `timeout`, in seconds) in OPTIONS['pool'], or hold connections for less long."
+                )
             )
-        )
+        self._time_the_first()
 
     def _lend(self, session: AsyncConnection) -> Connection:
         self._borrowed += 1
@@ -353,8 +369,9 @@ class Pool:
 
     def _stop_keeping(self) -> None:
         self._keeps = False
-        if self._shrink_timer is not None:
-            self._shrink_timer.cancel()
+        for timer in (self._shrink_timer, self._waiting_timer):
+            if timer is not None:
+                timer.cancel()
         while self._idle:
             self._close(self._idle.pop())
 
@@ -385,10 +402,6 @@ class Pool:
 
     def _title(self) -> str:
         return f"connection pool {self.options.name!r}"
-
-
-async def _result(future: asyncio.Future[T]) -> T:
-    return await future
 
 
 async def _close_portals(session: AsyncConnection) -> None:
