@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured
@@ -48,14 +48,15 @@ async def run(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
 
 def _is_plain(fn: object) -> bool:
     # The usual kinds of sync callable, told at once; whatever else there is takes a closer look.
-    while type(fn) is not FunctionType:
-        if type(fn) is functools.partial:
-            fn = fn.func
-        elif type(fn) is MethodType:
-            fn = fn.__func__
+    inner: Any = fn
+    while type(inner) is not FunctionType:
+        if type(inner) is functools.partial:
+            inner = inner.func
+        elif type(inner) is MethodType:
+            inner = inner.__func__
         else:
-            return type(fn) is BuiltinFunctionType
-    return not fn.__code__.co_flags & _ASYNC and not fn.__dict__
+            return type(inner) is BuiltinFunctionType
+    return not inner.__code__.co_flags & _ASYNC and not inner.__dict__
 
 
 def _refuse_what_is_not_sync(fn: object) -> None:

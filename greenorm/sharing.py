@@ -52,7 +52,7 @@ def note_sync_connection(wrapper: Any) -> None:
 
 def connected_by(ident: int | None) -> list[Any]:
     """Return the wrappers that sync code of a thread has connected, as far as they are still there."""
-    found = [known() for known in _sync_wrappers.get(ident, ())]  # type: ignore[arg-type]  # reason: None has none
+    found: list[Any] = [known() for known in _sync_wrappers.get(ident or 0, ())]
     return [wrapper for wrapper in found if wrapper is not None]
 
 

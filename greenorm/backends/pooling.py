@@ -28,7 +28,8 @@ DEFAULT_POOL = {"min_size": 0, "max_size": 20}
 def make_pool(wrapper: Any, **overrides: Any) -> Pool:
     """Return the pool that a wrapper's settings describe. Raises ImproperlyConfigured. Waits for nothing."""
     # Not the wrapper itself, which is its scope's.
-    kind, alias, settings_dict = type(wrapper), wrapper.alias, wrapper.settings_dict
+    kind: type[Any] = type(wrapper)
+    alias, settings_dict = wrapper.alias, wrapper.settings_dict
     params = wrapper.get_connection_params()
     factory = params.pop("cursor_factory")
     bridged(factory)
