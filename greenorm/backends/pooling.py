@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
@@ -28,7 +28,7 @@ DEFAULT_POOL = {"min_size": 0, "max_size": 20}
 def make_pool(wrapper: Any, **overrides: Any) -> Pool:
     """Return the pool that a wrapper's settings describe. Raises ImproperlyConfigured. Waits for nothing."""
     # Not the wrapper itself, which is its scope's.
-    kind = cast("type[Any]", type(wrapper))
+    kind: Any = wrapper.__class__
     alias, settings_dict = wrapper.alias, wrapper.settings_dict
     params = wrapper.get_connection_params()
     factory = params.pop("cursor_factory")
