@@ -383,13 +383,18 @@ async def test_eager_tasks_run_in_the_callback_of_a_protocol_that_starts_them() 
         writer.close()
         return answers
 
+    def eager(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        # uvloop passes asyncio's own factory an argument that it does not have before Python 3.13.3.
+        return asyncio.Task(coro, loop=loop, **{**options, "eager_start": True})
+
     loop = asyncio.get_running_loop()
-    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]  # reason: not in Python 3.11
+    loop.set_task_factory(eager)
     tasks: list[asyncio.Task[None]] = []
     pairs = [socket.socketpair() for _ in range(8)]
     clients = [ours for ours, _ in pairs]
-    for _, theirs in pairs:
-        await loop.connect_accepted_socket(Server, theirs)
+    servers = [(await loop.connect_accepted_socket(Server, theirs))[0] for _, theirs in pairs]
     assert await asyncio.gather(*[client() for _ in pairs]) == [b"0" * 30] * 8
     await asyncio.gather(*tasks)
+    for server in servers:
+        server.close()
     assert greenorm.pool_stats().in_use == 0
