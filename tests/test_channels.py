@@ -68,6 +68,17 @@ async def test_a_consumer_reads_without_a_thread(consumer: Any, no_threads: list
     assert greenorm.pool_stats().in_use == 0
 
 
+async def who_and_what(application: Any, headers: list[tuple[bytes, bytes]]) -> None:
+    """Have a conversation over a websocket of `application`, that knows the user and reads a row."""
+    client = ApplicationCommunicator(application, {"type": "websocket", "path": "/", "headers": headers})
+    await client.send_input({"type": "websocket.connect"})
+    assert (await client.receive_output(5))["type"] == "websocket.accept"
+    await client.send_input({"type": "websocket.receive", "text": "null"})
+    assert (await client.receive_output(5))["text"] == '["ada", "Ada"]'
+    await client.send_input({"type": "websocket.disconnect", "code": 1000})
+    await client.wait(5)
+
+
 @pytest.mark.usefixtures("unused_thread")
 @pytest.mark.parametrize("consumer", [WebSocket, WebSocketOfSyncCode])
 async def test_a_websocket_knows_the_user_and_reads_without_a_thread(consumer: Any, no_threads: list[str]) -> None:
@@ -75,14 +86,7 @@ async def test_a_websocket_knows_the_user_and_reads_without_a_thread(consumer: A
     await Owner.objects.acreate(name="Ada")
     with site(who, *STARTPROJECT) as handler:
         headers = [(b"cookie", (await get(handler)).cookie.encode())]
-    scope = {"type": "websocket", "path": "/", "headers": headers}
-    client = ApplicationCommunicator(AuthMiddlewareStack(consumer.as_asgi()), scope)
-    await client.send_input({"type": "websocket.connect"})
-    assert (await client.receive_output(5))["type"] == "websocket.accept"
-    await client.send_input({"type": "websocket.receive", "text": "null"})
-    assert (await client.receive_output(5))["text"] == '["ada", "Ada"]'
-    await client.send_input({"type": "websocket.disconnect", "code": 1000})
-    await client.wait(5)
+    await who_and_what(AuthMiddlewareStack(consumer.as_asgi()), headers)
     assert greenorm.pool_stats().in_use == 0
 
 
@@ -99,13 +103,7 @@ async def test_one_router_serves_the_site_its_websockets_and_its_life(no_threads
         entered = await get(router)
         assert entered.status == 200
         headers = [(b"cookie", entered.cookie.encode())]
-        client = ApplicationCommunicator(router, {"type": "websocket", "path": "/", "headers": headers})
-        await client.send_input({"type": "websocket.connect"})
-        assert (await client.receive_output(5))["type"] == "websocket.accept"
-        await client.send_input({"type": "websocket.receive", "text": "null"})
-        assert (await client.receive_output(5))["text"] == '["ada", "Ada"]'
-        await client.send_input({"type": "websocket.disconnect", "code": 1000})
-        await client.wait(5)
+        await who_and_what(router, headers)
         assert greenorm.pool_stats().in_use == 0
         await life.send_input({"type": "lifespan.shutdown"})
         assert await life.receive_output(5) == {"type": "lifespan.shutdown.complete"}

@@ -60,6 +60,7 @@ async def test_it_is_as_it_was_made() -> None:
         wrapper.force_debug_cursor = wrapper.closed_in_transaction = wrapper.needs_rollback = True
         wrapper.of_the_last_run = "secret"
         wrapper.commit_on_exit = False
+        wrapper.inc_thread_sharing()
 
     made = await greenorm.run(state)
     await greenorm.run(disturb)
@@ -128,6 +129,16 @@ async def test_settings_that_have_changed_make_a_new_one(monkeypatch: pytest.Mon
     monkeypatch.setitem(connections.settings, "default", changed)
     assert await greenorm.run(lambda: connections["default"].settings_dict) is changed
     await greenorm.run(lambda: connections["default"].close_pool())
+
+
+async def test_a_setting_that_has_changed_is_seen() -> None:
+    def zone() -> str:
+        return connection.timezone_name  # is cached
+
+    before = await greenorm.run(zone)
+    with override_settings(USE_TZ=False, TIME_ZONE="Asia/Tokyo"):
+        assert await greenorm.run(zone) == "Asia/Tokyo" != before
+    assert await greenorm.run(zone) == before
 
 
 async def test_one_whose_class_is_made_by_others_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
