@@ -7,7 +7,7 @@ loop and the task; the *ORM side* runs the sync function.
 Contract with the layers above: `spawn` runs a job on an ORM side and is awaited on the task side; on the ORM side
 `drive` steps a coroutine of the driver in place and switches only for the futures on which it really suspends,
 `await_` has any awaitable awaited on the task side, and `carried` gives back the object that `spawn` was handed.
-Switching up hands over one of: a future (or None for a bare yield), an `_Awaited`, a `_Done`.
+Switching up hands over one of: a future (or None for a bare yield), an `_Awaited`, a tuple of what the job returned.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import threading
 import types
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from math import inf
 from time import monotonic
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
@@ -40,13 +41,6 @@ INTERRUPTS = (asyncio.CancelledError, KeyboardInterrupt)
 DYING = (GreenletExit, GeneratorExit)
 
 
-class _Done:
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
 class _Awaited:
     __slots__ = ("awaitable",)
 
@@ -54,34 +48,36 @@ class _Awaited:
         self.awaitable = awaitable
 
 
-class _OrmSide(greenlet):
+class OrmSide(greenlet):
     """A greenlet that runs one job after another, parked in between."""
 
-    task_side: greenlet
+    task_side: greenlet | None = None
     job: Callable[[], Any]
     carried: object = None
     held: asyncio.CancelledError | None = None
     dying: bool = False
-    since: float = 0.0  # by time.monotonic, when the loop last gave it control
+    due: float = 0.0  # by time.monotonic, when it has kept the loop for long
 
 
 def _do_jobs() -> None:
     # No local names, and no method: a parked side must keep nothing of its last job alive, and not itself either. Who
     # is kept by his own stack is never freed, since the garbage collector does not look there.
     while True:
-        _this_side().task_side.switch(_Done(_this_side().job()))
+        this_side().task_side.switch((this_side().job(),))
 
 
-_this_side: Callable[[], _OrmSide] = getcurrent  # type: ignore[assignment]  # reason: of one that does jobs
+# What runs now; on the ORM side, of the class above.
+this_side: Callable[[], Any] = getcurrent
 
 
 class _Parked(threading.local):
     def __init__(self) -> None:
-        self.sides: list[_OrmSide] = []
+        self.sides: list[OrmSide] = []
         self.to_unwind: list[Callable[[], None]] = []
 
 
 _parked = _Parked()
+_has_left_any = False  # whether any thread has had something to unwind later
 
 
 # The thread in which the garbage collector runs, if it does. A callback in Python can be cut short by the handler of a
@@ -171,13 +167,12 @@ turns = _Turns()
 
 def in_run() -> bool:
     """Return whether this code runs on an ORM side, that is, as sync code inside a `run`."""
-    return type(getcurrent()) is _OrmSide
+    return type(getcurrent()) is OrmSide
 
 
 def carried() -> Any:
     """Return the object that the surrounding `spawn` was handed, or None outside of an ORM side."""
-    side = getcurrent()
-    return side.carried if type(side) is _OrmSide else None
+    return getattr(getcurrent(), "carried", None)
 
 
 def loop_is_running() -> bool:
@@ -209,19 +204,20 @@ def spawn(job: Callable[[], T], carrying: object = None) -> Generator[Any, Any, 
     waits. Mirrors `sqlalchemy.util.concurrency.greenlet_spawn`, SQLAlchemy 2.1.
     """
     here = getcurrent()
-    if _parked.to_unwind:
+    if _has_left_any:
         _unwind()
     sides = _parked.sides
-    side = sides.pop() if sides else _OrmSide(_do_jobs)
-    side.parent = side.task_side = here
+    side = sides.pop() if sides else OrmSide(_do_jobs)
+    if side.task_side is not here:
+        side.parent = side.task_side = here
     # The same Context object, not a copy: context variables are visible both ways.
     side.gr_context = here.gr_context
     side.job = job
     side.carried = carrying
-    side.since = monotonic()
+    side.due = monotonic() + BUSY_SECONDS
     try:
         request = side.switch()
-        while type(request) is not _Done:
+        while type(request) is not tuple:
             try:
                 if type(request) is _Awaited:
                     answer = yield from cast("Generator[Any, Any, Any]", _wait_for(request.awaitable))
@@ -241,7 +237,7 @@ def spawn(job: Callable[[], T], carrying: object = None) -> Generator[Any, Any, 
                 request = side.switch(answer)
         if side.held is not None:
             raise side.held
-        return request.value  # type: ignore[no-any-return]  # reason: what the job has returned
+        return request[0]  # type: ignore[no-any-return]  # reason: what the job has returned
     except Exception as exc:
         if side.held is not None:
             raise side.held from exc
@@ -257,7 +253,8 @@ def spawn(job: Callable[[], T], carrying: object = None) -> Generator[Any, Any, 
                 sides.append(side)
 
 
-def _unwind_later(side: _OrmSide) -> None:
+def _unwind_later(side: OrmSide) -> None:
+    global _has_left_any
     job, carried = side.job, side.carried
 
     def unwind() -> None:
@@ -270,6 +267,7 @@ def _unwind_later(side: _OrmSide) -> None:
             del side.job
 
     _parked.to_unwind.append(unwind)
+    _has_left_any = True
     if loop_is_running():
         asyncio.get_running_loop().call_soon(_unwind)
 
@@ -288,56 +286,62 @@ def _wait_for(awaitable: Awaitable[T]) -> Generator[Any, Any, T]:
 
 def switch_up(request: object) -> Any:
     """Hand up, on the ORM side, the future to be waited for; return what the loop sends when it is done."""
-    side = getcurrent()
-    assert type(side) is _OrmSide
-    if side.held is not None:
-        held, side.held = side.held, None
-        raise held
-    if side.dying:
-        raise Abandoned(
-            "This run cannot wait any more: its task was destroyed or its event loop closed before it ended. "
-            "Let tasks end (asyncio.run does) or cancel them before the loop is closed."
-        )
+    side = this_side()
+    if side.held is not None or side.dying:
+        _refuse_to_wait(side)
     try:
-        return side.task_side.switch(request)
+        answer = side.task_side.switch(request)
     except GreenletExit:
         side.dying = True
         raise
-    finally:
-        side.since = monotonic()
+    side.due = monotonic() + BUSY_SECONDS
+    return answer
+
+
+def _refuse_to_wait(side: OrmSide) -> NoReturn:
+    if side.held is not None:
+        held, side.held = side.held, None
+        raise held
+    raise Abandoned(
+        "This run cannot wait any more: its task was destroyed or its event loop closed before it ended. "
+        "Let tasks end (asyncio.run does) or cancel them before the loop is closed."
+    )
 
 
 def has_kept_the_loop() -> bool:
     """Return whether this code is a job, has waited for nothing for some milliseconds, and can wait."""
-    side = getcurrent()
-    return type(side) is _OrmSide and monotonic() - side.since > BUSY_SECONDS and not side.dying and not collecting()
+    return monotonic() > getattr(getcurrent(), "due", inf) and not dying() and not collecting()
 
 
-def drive(coro: Coroutine[Any, Any, T]) -> T:
+def drive(coro: Coroutine[Any, Any, T], elsewhere: Callable[[Coroutine[Any, Any, T]], T] | None = None) -> T:
     """Run a coroutine of the driver to its end, from the ORM side, and return its value.
 
     It is stepped in place; a switch happens only where it really suspends. Other tasks run meanwhile.
-    For coroutines that hold no user code: user code belongs on the task side, see `await_`. Raises NotInRun in a
-    finalizer that the garbage collector calls.
+    For coroutines that hold no user code: user code belongs on the task side, see `await_`. What is called from
+    anywhere else is handed to `elsewhere`. Raises NotInRun in a finalizer that the garbage collector calls.
     """
-    if collecting():
+    if type(getcurrent()) is not OrmSide and elsewhere is not None:
+        return elsewhere(coro)
+    if _collector is not None and collecting():
         coro.close()
         raise _in_finalizer()
-    error: BaseException | None
     try:
         request = coro.send(None)
         while True:
-            error = answer = None
             try:
-                answer = switch_up(request)
+                switch_up(request)
             except BaseException as exc:
                 error = exc
+            else:
+                request = coro.send(None)  # a task sends nothing else
+                continue
             # Not in the except block: what `coro` makes of the error must not be chained to it by this frame.
-            request = coro.send(answer) if error is None else coro.throw(error)
+            try:
+                request = coro.throw(error)
+            finally:
+                del error  # a frame that knows an error whose traceback knows the frame lives until a collection
     except StopIteration as stop:
-        return cast(T, stop.value)
-    finally:
-        error = None  # a frame that knows an error whose traceback knows the frame lives until the next collection
+        return stop.value  # type: ignore[no-any-return]  # reason: what `coro` has returned
 
 
 def until_done(future: asyncio.Future[T]) -> T:
@@ -362,7 +366,7 @@ def await_(awaitable: Awaitable[T]) -> T:
     """
     if not inspect.isawaitable(awaitable):
         raise TypeError(f"await_() needs an awaitable, not {type(awaitable).__name__}: {awaitable!r:.100}")
-    if type(getcurrent()) is not _OrmSide:
+    if type(getcurrent()) is not OrmSide:
         if inspect.iscoroutine(awaitable):
             awaitable.close()
         raise NotInRun(
@@ -389,7 +393,7 @@ def _in_finalizer() -> NotInRun:
 def hold(cancellation: asyncio.CancelledError | None) -> asyncio.CancelledError | None:
     """Exchange the cancellation that waits for this run's next wait (or end), and return the former one."""
     side = getcurrent()
-    assert type(side) is _OrmSide
+    assert type(side) is OrmSide
     former, side.held = side.held, cancellation
     return former
 
@@ -397,7 +401,7 @@ def hold(cancellation: asyncio.CancelledError | None) -> asyncio.CancelledError 
 def dying() -> bool:
     """Return whether this ORM side is being unwound because nobody will ever resume it."""
     side = getcurrent()
-    return type(side) is _OrmSide and side.dying
+    return type(side) is OrmSide and side.dying
 
 
 @types.coroutine

@@ -11,7 +11,7 @@ changes `borrow` when it goes to another borrower, so that a cursor of the forme
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -51,12 +51,12 @@ class _SyncLooking(_AnyCursor):  # type: ignore[misc]  # reason: see _AnyCursor
         if not getattr(self, "_closed", True) and self._borrow == self._conn.borrow:
             self._conn.open_cursors -= 1  # an open portal stays counted, until the session is given back
 
-    def _call(self, coro: Coroutine[Any, Any, T]) -> T:
+    @property
+    def _call(self) -> Callable[[Coroutine[Any, Any, T]], T]:
         session = self._conn
         if self._borrow != session.borrow:
-            coro.close()
             session.refuse_former(self._borrow, self)
-        return session.call(coro)
+        return session.call
 
     @property
     def connection(self) -> Connection:
@@ -72,12 +72,16 @@ class _SyncLooking(_AnyCursor):  # type: ignore[misc]  # reason: see _AnyCursor
         self.close()
 
     def close(self) -> None:
-        if not self._closed and self._borrow == self._conn.borrow:
-            self._conn.open_cursors -= 1
+        session = self._conn
+        if not self._closed and self._borrow == session.borrow:
+            session.open_cursors -= 1
         self._close()
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
-        return self._call(super().execute(query, params, **options))
+        session = self._conn
+        if self._borrow != session.borrow:
+            session.refuse_former(self._borrow, self)
+        return session.call(super().execute(query, params, **options) if options else super().execute(query, params))
 
     def executemany(self, query: Any, params_seq: Iterable[Any], **options: Any) -> None:
         self._call(super().executemany(query, params_seq, **options))

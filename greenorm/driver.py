@@ -60,8 +60,8 @@ _CLIENT_STATE = (
     "_autocommit", "_isolation_level", "_read_only", "_deferrable", "row_factory", "face_cursor_factory",
     "_begin_statement",
 )  # fmt: skip
-# But for the last, which follows from the others.
-_values = itemgetter(*_CLIENT_STATE[:-1])
+# Without the last, which follows from the others, and with the lists of handlers.
+_values = itemgetter(*_CLIENT_STATE[:-1], "_notice_handlers", "_notify_handlers")
 
 WAIT_R = int(Wait.R)
 READY_R = int(waiting.Ready.R)
@@ -120,8 +120,9 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     _face: ReferenceType[Connection] | None = None
     # Of its socket, for what a pool has opened.
     _watch: Watch | None = None
-    # A cursor class, an addition to it, and the two together.
-    _with_additions: tuple[type[Any], type[Any], type[Any]] = (object, object, object)
+    # The class of the face's cursors, and the two that it has been made of.
+    _cursor_class: type[Any] = object
+    _cursor_class_of: tuple[type[Any], type[Any]] = (object, object)
 
     def __init__(self, pgconn: Any, row_factory: Any = tuple_row) -> None:
         super().__init__(pgconn, row_factory)
@@ -145,19 +146,20 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
 
     def cursor_class(self) -> type[Any]:
         """Return the class that `cursor()` of the face makes, with what instrumentation has added to the session's."""
-        factory = bridged(self.face_cursor_factory)
-        if self.cursor_factory is psycopg.AsyncCursor or not issubclass(cast("type", factory), psycopg.AsyncCursor):
-            return factory
-        key = factory, self.cursor_factory
-        if key != self._with_additions[:2]:
-            self._with_additions = *key, with_additions(*key)
-        return self._with_additions[2]
+        factories = self.face_cursor_factory, self.cursor_factory
+        if factories != self._cursor_class_of:
+            made = bridged(self.face_cursor_factory)
+            if self.cursor_factory is not psycopg.AsyncCursor and issubclass(made, psycopg.AsyncCursor):
+                made = with_additions(made, self.cursor_factory)
+            self._cursor_class_of, self._cursor_class = factories, made
+        return self._cursor_class
 
     def new_face(self) -> Connection:
         """Return the face for a new borrower. What a former one has kept is refused from now on."""
         self.borrow += 1
-        self._face = None
-        return self.face
+        face = Connection(self)
+        self._face = ref(face)
+        return face
 
     def refuse_former(self, borrow: int, what: object) -> None:
         """Raise StaleCursor unless `what` is of the present borrower of this session."""
@@ -185,12 +187,10 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
 
     def call(self, coro: Coroutine[Any, Any, T]) -> T:
         """Run one of this session's coroutines from sync code, wherever that runs."""
-        if not in_run():
-            return self._call_blocking(coro)
         try:
-            return drive(coro)
+            return drive(coro, self._call_blocking)
         except BaseException as exc:
-            if not isinstance(exc, Exception) and self.on_interrupt is not None:
+            if not isinstance(exc, Exception) and self.on_interrupt is not None and in_run():
                 self.on_interrupt(exc)
             raise
 
@@ -232,40 +232,46 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     async def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Consume a generator that operates on the connection. Mirrors AsyncConnection.wait, psycopg 3.3."""
         if self._blocking:
-            if loop_is_running():
-                raise NotInRun(
-                    f"The connection {self!r} was used outside of the run that borrowed it, where it would block the "
-                    "event loop. Use it in sync code that is called by `await greenorm.run(fn)`."
-                )
-            return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=timeout)
-        try:
-            return await self._wait(gen, timeout)
-        except (*INTERRUPTS, *DYING) as exc:
-            await self._break_off(gen, exc)
-            raise
-
-    async def _wait(self, gen: PQGen[T], timeout: float | None = None) -> T:
-        # Against psycopg.waiting.wait_async: no timer each 0.1 s (signals reach asyncio without), and no yield to
-        # the loop where nothing waits.
-        deadline = None if timeout is None else monotonic() + timeout
+            return self._wait_blocking(gen, interval, timeout)
         try:
             state = next(gen)
-            while True:
-                if state == WAIT_R and deadline is None and self._watch is not None:
-                    await self._watch.begin()
-                    ready = READY_R
-                elif state & Wait.W and (ready := ready_now(self.pgconn.socket, state)):
-                    # A socket is nearly always writable: asking costs less than a turn of the loop.
-                    if has_kept_the_loop() or not in_run():
-                        await asyncio.sleep(0)
-                else:
-                    loop = asyncio.get_running_loop()
-                    ready = await readiness(loop, self.pgconn.socket, state, deadline)
-                state = gen.send(ready)
+            if timeout is None and (watch := self._watch) is not None:
+                while state == WAIT_R:
+                    await watch
+                    state = gen.send(READY_R)
+            return await self._wait(gen, state, timeout)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]  # reason: what `gen` has returned
         except TimeoutError:  # of a cleanup that is out of time; an OSError, too
             raise
         except OSError as exc:
             raise e.OperationalError("connection socket closed") from exc
+        except (*INTERRUPTS, *DYING) as exc:
+            await self._break_off(gen, exc)
+            raise
+
+    def _wait_blocking(self, gen: PQGen[T], interval: float, timeout: float | None) -> T:
+        if loop_is_running():
+            raise NotInRun(
+                f"The connection {self!r} was used outside of the run that borrowed it, where it would block the "
+                "event loop. Use it in sync code that is called by `await greenorm.run(fn)`."
+            )
+        return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=timeout)
+
+    async def _wait(self, gen: PQGen[T], state: int, timeout: float | None) -> T:
+        # Against psycopg.waiting.wait_async: no timer each 0.1 s (signals reach asyncio without), and no yield to
+        # the loop where nothing waits.
+        deadline = None if timeout is None else monotonic() + timeout
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                if state & Wait.W and (ready := ready_now(self.pgconn.socket, state)):
+                    # A socket is nearly always writable: asking costs less than a turn of the loop.
+                    if has_kept_the_loop() or not in_run():
+                        await asyncio.sleep(0)
+                else:
+                    ready = await readiness(loop, self.pgconn.socket, state, deadline)
+                state = gen.send(ready)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]  # reason: what `gen` has returned
 
@@ -286,7 +292,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             while True:
                 await self.cancel_safe(timeout=CANCEL_SECONDS)
                 try:
-                    await self._wait(gen, min(patience, deadline - monotonic()))
+                    await self._wait(gen, next(gen), min(patience, deadline - monotonic()))
                     return
                 except e._WaitTimeout:
                     # The server forgets a request that overtakes the statement it is meant for: ask again.
@@ -320,16 +326,17 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     def remember(self) -> None:
         """Take the client-side state of now as what each new borrower is to find."""
         self._remembered = {name: self.__dict__[name] for name in _CLIENT_STATE}
-        self._remembered_values = _values(self.__dict__)
-        self._remembered_handlers = self._notice_handlers[:], self._notify_handlers[:], self.prepare_threshold
+        *values, notice_handlers, notify_handlers = _values(self.__dict__)
+        self._remembered_values = *values, notice_handlers[:], notify_handlers[:]
+        self._remembered_threshold = self.prepare_threshold
 
     def restore(self) -> None:
         """Go back to the client-side state that was remembered. The connection must be idle."""
         if _values(self.__dict__) != self._remembered_values:
             self.__dict__.update(self._remembered)
-        before = self._remembered_handlers
-        if (self._notice_handlers, self._notify_handlers, self.prepare_threshold) != before:
-            self._notice_handlers[:], self._notify_handlers[:], self.prepare_threshold = before
+            self._notice_handlers[:], self._notify_handlers[:] = self._remembered_values[-2:]
+        if self.prepare_threshold != self._remembered_threshold:
+            self.prepare_threshold = self._remembered_threshold
 
 
 class _Adopted(AsyncConnection):
@@ -423,17 +430,19 @@ class Connection(psycopg.Connection[Any]):
             session.refuse_former(self.borrow, self)
         if session.pgconn.status != CONNECTED:
             self._check_connection_ok()
-        binary = options.pop("binary", False) if options else False
+        factory = session.cursor_class()
+        if not name and not options and issubclass(factory, psycopg.AsyncCursor):
+            return factory(session)
+        binary = options.pop("binary", False)
         if name:
             cursor = bridged(psycopg.ServerCursor)(session, name, **options)
         else:
-            if options:
-                options.pop("scrollable", None)
-                options.pop("withhold", None)
-            factory = session.cursor_class()
-            is_bridged = issubclass(factory, psycopg.AsyncCursor)
-            cursor = factory(session if is_bridged else self, **options)
-            if not is_bridged:
+            options.pop("scrollable", None)
+            options.pop("withhold", None)
+            if issubclass(factory, psycopg.AsyncCursor):
+                cursor = factory(session, **options)
+            else:
+                cursor = factory(self, **options)
                 session.open_cursors += 1  # it waits through this face, and its end is not seen
         if binary:
             cursor.format = pq.Format.BINARY

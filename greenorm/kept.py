@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
+from operator import methodcaller
 from sys import getrefcount
 from typing import Any
 
+from django.core.signals import setting_changed
 from django.db import connections
 
 from . import bridge
@@ -21,24 +23,34 @@ _KEEP = 64
 
 class _Kept(threading.local):
     def __init__(self) -> None:
-        self.by_kind: defaultdict[tuple[str, str], list[Any]] = defaultdict(list)
+        self.by_kind: defaultdict[tuple[str, str, str | None], list[Any]] = defaultdict(list)
 
 
 _kept = _Kept()
 
 
+def _forget(setting: str, **_: Any) -> None:
+    # What wrappers have looked up is kept with them. As django.test.signals does it for those that it knows.
+    global _kept
+    if setting in ("TIME_ZONE", "USE_TZ"):
+        _kept = _Kept()
+
+
+setting_changed.connect(_forget)
+
+
 class AsMade:
     """What a wrapper was when it had just been made, and how many had hold of it: its own parts, that is."""
 
-    __slots__ = ("holders", "kind", "lists", "logs", "state")
+    __slots__ = ("holders", "kept", "lists", "state")
 
-    def __init__(self, made: list[Any], kind: tuple[str, str]) -> None:
-        made[0].wrap_database_errors  # noqa: B018  # made when first asked for, and has hold of the wrapper
+    def __init__(self, made: list[Any], kept: list[Any]) -> None:
+        # Made when first asked for. One of them has hold of the wrapper.
+        made[0].wrap_database_errors, made[0].timezone, made[0].timezone_name
         state = made[0].__dict__
-        self.kind = kind
-        self.lists = [name for name, value in state.items() if isinstance(value, list)]
-        self.logs = [(name, value.maxlen) for name, value in state.items() if isinstance(value, deque)]
-        self.state = {name: value for name, value in state.items() if not isinstance(value, (list, deque))}
+        self.kept = kept
+        self.lists = {name: value.copy() for name, value in state.items() if isinstance(value, (list, deque))}
+        self.state = {name: value for name, value in state.items() if name not in self.lists}
         self.state["_as_made"] = self
         self.holders = getrefcount(made[0])
 
@@ -46,10 +58,10 @@ class AsMade:
         """Make of the state of a wrapper what it was. Who has kept a list of it does not see what is added to one."""
         state.clear()
         state.update(self.state)
-        for name in self.lists:
-            state[name] = []
-        for name, length in self.logs:
-            state[name] = deque(maxlen=length)
+        state.update(zip(self.lists, map(_copy, self.lists.values()), strict=False))
+
+
+_copy = methodcaller("copy")
 
 
 def make_wrapper(alias: str) -> Any:
@@ -57,8 +69,7 @@ def make_wrapper(alias: str) -> Any:
     if bridge.carried() is None:
         return _create(alias)
     settings = connections.settings[alias]
-    kind = alias, settings["ENGINE"]
-    kept = _kept.by_kind.get(kind)
+    kept = _kept.by_kind[alias, settings["ENGINE"], settings["TIME_ZONE"]]
     while kept:
         wrapper = kept.pop()
         if wrapper.settings_dict is settings:
@@ -66,7 +77,7 @@ def make_wrapper(alias: str) -> Any:
     made = [_create(alias)]
     # A backend that adds to what is made may have it from anywhere.
     if getattr(made[0], "can_await", False) and type(made[0]).__init__.__module__.startswith("django."):
-        made[0]._as_made = AsMade(made, kind)
+        made[0]._as_made = AsMade(made, kept)
     return made[0]
 
 
@@ -81,9 +92,6 @@ def keep(wrappers: dict[str, Any], alias: str) -> None:
     """
     box = [wrappers.pop(alias)]
     as_made: AsMade | None = box[0]._as_made
-    if as_made is None or getrefcount(box[0]) != as_made.holders:
-        return
-    kept = _kept.by_kind[as_made.kind]
-    if len(kept) < _KEEP:
+    if as_made is not None and getrefcount(box[0]) == as_made.holders and len(as_made.kept) < _KEEP:
         as_made.restore(box[0].__dict__)
-        kept.append(box.pop())
+        as_made.kept += box

@@ -25,8 +25,9 @@ from weakref import ReferenceType, ref
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from .bridge import collecting, drive, dying, in_run, running_loop, until_done
-from .driver import IDLE, AsyncConnection, Connection
+from .driver import CONNECTED, IDLE, AsyncConnection, Connection
 from .pool_options import Callback, PoolOptions, PoolStats
+from .shortcuts import let_go_first
 
 T = TypeVar("T")
 
@@ -123,7 +124,7 @@ class Pool:
         while self._idle:
             session = self._idle.pop()
             # A socket that has something to read while nobody asked has been closed by the server, or soon will be.
-            if not session.closed and not session.readable_now():
+            if session.pgconn.status == CONNECTED and not session.readable_now():
                 return session
             self._close(session)
         return None
@@ -274,6 +275,7 @@ class Pool:
     def _clean(self, session: AsyncConnection) -> bool:
         session.borrow += 1
         session.on_interrupt = None
+        pgconn = session.pgconn
         if dying():
             warn(
                 f"a run was destroyed while it held {session!r}, which is now closed; "
@@ -282,10 +284,10 @@ class Pool:
                 stacklevel=2,
             )
             return False
-        if session.closed or session._pipeline is not None or session.lock.locked():
+        if pgconn.status != CONNECTED or session._pipeline is not None or session.lock.locked():
             return False
         try:
-            if session.pgconn.transaction_status != IDLE:
+            if pgconn.transaction_status != IDLE:
                 session.call_to_completion(session.rollback())
             if session.open_portals:
                 session.call_to_completion(_close_portals(session))
@@ -299,19 +301,23 @@ class Pool:
             logger.warning("%s: a connection could not be cleaned and is closed: %s", self._title(), exc)
             return False
         session.open_cursors = session.open_portals = 0
-        return session.pgconn.transaction_status == IDLE
+        return pgconn.transaction_status == IDLE
 
     def _pass_on(self, session: AsyncConnection) -> None:
-        if self._closed or session.closed or monotonic() >= session.expires_at:
+        now = monotonic()
+        if self._closed or now >= session.expires_at or session.pgconn.status != CONNECTED:
             self._discard(session)
-        elif (waiter := self._next_waiter()) is not None:
+        elif self._waiting and (waiter := self._next_waiter()) is not None:
             waiter.set_result(session)
+            # A connection that waits for the end of a long turn of the loop, as all others do, is of no use meanwhile.
+            let_go_first(waiter.get_loop())
         elif not self._keeps:
             self._discard(session)
         else:
-            session.idle_since = monotonic()
+            session.idle_since = now
             self._idle.append(session)
-            self._shrink_later()
+            if self._shrink_timer is None:
+                self._shrink_later()
 
     def _discard(self, session: AsyncConnection) -> None:
         self._in_use.discard(session)
@@ -339,7 +345,7 @@ class Pool:
     # Shrinking and closing
 
     def _shrink_later(self) -> None:
-        if self._shrink_timer is None and self._size > self.options.min_size:
+        if self._size > self.options.min_size:
             loop = asyncio.get_running_loop()
             delay = self._idle[0].idle_since + self.options.max_idle - monotonic()
             # In a context of its own, as it outlives the one that gives back, and what that holds.

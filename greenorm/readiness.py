@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+from collections.abc import Iterator
 from contextvars import Context
 from time import monotonic
 from typing import Any
@@ -75,12 +76,12 @@ class Watch:
         """Return whether there is something to read, or the other side has closed."""
         return bool(self._poll.poll(0))
 
-    def begin(self) -> Any:
-        """Return a future, to be waited for at once, that is done when there is something to read or it is closed."""
+    def __await__(self) -> Iterator[Any]:
+        """Wait until there is something to read, or it is closed. Raises OSError where it was closed before."""
         if not self._is_registered:
             self._register()
         self._future = future = self._loop.create_future()
-        return future
+        return future.__await__()
 
     def _register(self) -> None:
         if self._fd < 0:

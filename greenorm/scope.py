@@ -43,22 +43,25 @@ on_new_wrapper: list[Callable[[Any], None]] = []
 class Scope:
     """The wrappers that one task sees, by alias, for as long as somebody uses them."""
 
+    users = 0
+    ended = False
     # What few scopes have need of.
     left_behind: Scope | None = None  # what the task inherited, where it asked for a connection of its own
     abandoned: Sequence[Callable[[], None]] = ()  # what ends the iterations that nobody will read on
     strays: Sequence[Any] = ()  # wrappers that were not looked up in this scope, and were connected in it
 
     def __init__(self, parent: Scope | None, task: asyncio.Task[Any] | None = None) -> None:
-        self.loop = bridge.running_loop()
-        task = task or asyncio.current_task(self.loop)
+        if task is None:
+            self.loop = bridge.running_loop()
+            task = asyncio.current_task(self.loop)
+        else:
+            self.loop = task.get_loop()
         self._task = no_task if task is None else ref(task)
         self._key = id(task)
         self.parent = parent  # the scope of another task, that this one inherited; or an outer one that has ended
         self.wrappers: dict[str, Any] = {}
         self.joined: dict[str, Share] = {}  # what is another's, and used in turns
         self.pins: dict[str, int] = {}  # how many blocks keep the connection of an alias
-        self.users = 0
-        self.ended = False
 
     @property
     def task(self) -> asyncio.Task[Any] | None:
@@ -115,27 +118,21 @@ class Scope:
     def end(self) -> None:
         """Give back every connection, whatever its state. The scope is not used again."""
         self.close_to_joiners()
-        if not self.wrappers and not self.strays:
-            self._task = no_task
-            return
-        try:
-            if len(self.wrappers) == 1 and not self.strays:
-                self._let_only_go(next(iter(self.wrappers)))
-            else:
+        if self.wrappers or self.strays:
+            try:
                 self._let_all_go()
-        finally:
-            self.wrappers.clear()
-            self.strays = ()
-            self._task = no_task
-
-    def _let_only_go(self, alias: str) -> None:
-        if alias in self.joined or not getattr(self.wrappers[alias], "can_await", False):
-            self._let_go(alias, self.wrappers[alias])
-        else:
-            self.wrappers[alias].give_back()
-            keep(self.wrappers, alias)  # nothing here has hold of it
+            finally:
+                self.wrappers = {}
+                self.strays = ()
+        self._task = no_task
 
     def _let_all_go(self) -> None:
+        if len(self.wrappers) == 1 and not self.strays and not self.joined:
+            [alias] = self.wrappers
+            if getattr(self.wrappers[alias], "can_await", False):
+                self.wrappers[alias].give_back()
+                keep(self.wrappers, alias)  # nothing here has hold of it
+                return
         with ExitStack() as stack:  # whatever is raised meanwhile, each is let go
             for alias, wrapper in self.wrappers.items():
                 stack.callback(self._let_go, alias, wrapper)
@@ -202,7 +199,7 @@ class Scope:
 
     def _share_in(self, alias: str) -> Share | None:
         """Return a share in the transaction that this task is lent, or that sync code has opened, if there is one."""
-        holder = self._holder(alias)
+        holder = None if self.parent is None else self._holder(alias)
         if holder is not None and (wait := sharing.turn_in(holder)) is not None:
             return LentByScope(self, holder.wrappers[alias], wait)
         wrapper = sharing.opened_by_sync_code(alias)
@@ -232,7 +229,8 @@ class Scope:
 
     def will_connect(self, wrapper: Any) -> None:
         """Hear of a wrapper that is about to borrow a connection. Raises SharedScope where it may not."""
-        self.refuse_inherited(wrapper.alias)
+        if self.parent is not None:
+            self.refuse_inherited(wrapper.alias)
         if testing.seen and wrapper.settings_dict is connections.settings.get(wrapper.alias):
             testing.refuse_second_connection(wrapper)
         if self.wrappers.get(wrapper.alias) is not wrapper:
@@ -277,8 +275,9 @@ class Scope:
 
 def scope_of(task: asyncio.Task[Any] | None) -> Scope | None:
     """Return the scope that a task has open, or None."""
-    scope = _open_scopes.get(id(task))
-    return scope if scope is not None and scope._task() is task else None  # or it is of a task that is no more
+    if (scope := _open_scopes.get(id(task))) is None or scope._task() is not task:  # of a task that is no more
+        return None
+    return scope
 
 
 def no_task() -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from asyncio.base_events import BaseEventLoop
-from collections.abc import Callable, Generator, Iterator
-from contextvars import Context
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextvars import Context, copy_context
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -20,11 +22,27 @@ from .readiness import Watch
 KNOWN = psycopg.__version__.startswith("3.3.")
 
 
+class Ready:
+    """An awaitable that is ready, and no coroutine: it may be left alone."""
+
+    __await__ = staticmethod(partial(iter, ()))
+
+
+READY = Ready()
+
+
 def watch(loop: asyncio.AbstractEventLoop, fd: int) -> Watch:
     """Return a watch for a socket, the quickest that is safe on `loop`."""
     # A greenlet that is switched to in a callback of uvloop overwrites what libuv keeps on the C stack. In debug mode
     # asyncio tells which task has kept the loop, where the loop has woken it.
     return (DirectWatch if isinstance(loop, BaseEventLoop) and not loop.get_debug() else Watch)(loop, fd)
+
+
+def let_go_first(loop: asyncio.AbstractEventLoop) -> None:
+    """Let what `loop` was asked for last, by call_soon, be called before all else that is ready."""
+    ready: Any = getattr(loop, "_ready", None)
+    if type(ready) is deque:
+        ready.rotate(1)
 
 
 class DirectFuture:
@@ -35,18 +53,16 @@ class DirectFuture:
     """
 
     _asyncio_future_blocking = False
-    _callback: Callable[[Any], object] | None = None
-    _context: Context | None = None
+    _wake: Callable[[], object] | None = None
     _cancellation: asyncio.CancelledError | None = None
     _done = False
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
 
-    def __await__(self) -> Generator[Any, Any, None]:
+    def __await__(self) -> Iterator[Any]:
         self._asyncio_future_blocking = True
-        yield self
-        self.result()
+        return iter((self,))  # not a generator, which would cost more: the task itself asks for the result
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         return self._loop
@@ -61,31 +77,27 @@ class DirectFuture:
         if self._done:
             self._loop.call_soon(callback, self, context=context)
         else:
-            self._callback, self._context = callback, context
+            self._wake = partial((context or copy_context()).run, callback, self)
 
     def remove_done_callback(self, callback: Callable[[Any], object]) -> int:
-        self._callback, had = None, self._callback is not None
+        self._wake, had = None, self._wake is not None
         return int(had)
 
     def set_result(self, result: None) -> None:
         """Run what waits. For callbacks of the loop only, where no task is running."""
         self._done = True
-        callback, self._callback = self._callback, None
-        context, self._context = self._context, None
-        if context is not None and callback is not None:
-            context.run(callback, self)
-        elif callback is not None:
-            callback(self)
+        if (wake := self._wake) is not None:
+            self._wake = None
+            wake()
 
     def cancel(self, msg: Any = None) -> bool:
         if self._done:
             return False
         self._done = True
         self._cancellation = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
-        callback, self._callback = self._callback, None
-        context, self._context = self._context, None
-        if callback is not None:
-            self._loop.call_soon(callback, self, context=context)
+        wake, self._wake = self._wake, None
+        if wake is not None:
+            self._loop.call_soon(wake)
         return True
 
     def result(self) -> None:
@@ -103,12 +115,12 @@ class DirectWatch(Watch, DirectFuture):
         super().__init__(loop, fd)
         self._done = True
 
-    def begin(self) -> Any:
+    def __await__(self) -> Iterator[Any]:
         if not self._is_registered:
             self._register()
         self._done = False
-        self._cancellation = None
-        return self
+        self._asyncio_future_blocking = True
+        return iter((self,))
 
     def _see(self) -> None:
         if self._done:
@@ -140,15 +152,13 @@ class Lock(asyncio.Lock):
         else:
             self._locked = False
 
+    def __aenter__(self) -> Any:
+        return READY if self.take() else super().__aenter__()
 
-class Ready:
-    """An awaitable that is ready, and no coroutine: it may be left alone."""
+    def __aexit__(self, *exc_info: object) -> Any:
+        self.release()
+        return READY
 
-    def __await__(self) -> Iterator[None]:
-        return iter(())
-
-
-READY = Ready()
 
 # What a sync cursor does to fetch, an AsyncCursor has all for: both keep their rows in the same way, in BaseCursor, and
 # wait only for a pipeline.

@@ -92,9 +92,12 @@ def _refuse_other_loop(scope: Scope) -> NoReturn:
 
 async def work(job: Callable[[], T]) -> T:
     """Run `job` in the scope that this task has open, or in one of its own that ends with it."""
-    task = asyncio.current_task(bridge.running_loop())
-    scope = scope_of(task)
-    if scope is not None:
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        bridge.running_loop()
+        raise
+    if (scope := scope_of(task)) is not None:
         return await work_in(scope, job)
     if monotonic() > bridge.turns.free_until:
         await bridge.turns.begin()

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import socket
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -33,19 +34,7 @@ def watch(kind: type[Watch], ours: socket.socket) -> Watch:
 
 
 async def waited(watch: Watch) -> None:
-    future = watch.begin()
-    future._asyncio_future_blocking = False
-    await Waiting(future)
-
-
-class Waiting:
-    def __init__(self, future: Any) -> None:
-        self.future = future
-
-    def __await__(self) -> Any:
-        self.future._asyncio_future_blocking = True
-        yield self.future
-        self.future.result()
+    await watch
 
 
 kinds = pytest.mark.parametrize("kind", [Watch, DirectWatch])
@@ -74,6 +63,34 @@ def test_the_lock_of_asyncio_is_as_it_was() -> None:
     assert (lock._locked, lock._waiters) == (False, None)
 
 
+@pytest.mark.one_loop
+async def test_what_asyncio_was_asked_for_last_can_go_first() -> None:
+    loop = asyncio.get_running_loop()
+    called: list[str] = []
+    for name in "abc":
+        loop.call_soon(called.append, name)
+    shortcuts.let_go_first(loop)
+    await asyncio.sleep(0)
+    assert "".join(called) == "cab"
+
+
+async def test_nothing_happens_where_another_loop_is_asked_to_let_go_first() -> None:
+    shortcuts.let_go_first(SimpleNamespace())  # type: ignore[arg-type]  # reason: as good as uvloop's, which has no queue
+
+
+async def test_a_lock_lets_one_in_at_a_time() -> None:
+    async def enter(name: str) -> None:
+        async with lock:
+            steps.append(f"{name} in")
+            await asyncio.sleep(0)
+            steps.append(f"{name} out")
+
+    lock, steps = Lock(), list[str]()
+    await asyncio.gather(enter("a"), enter("b"), enter("c"))
+    assert steps == ["a in", "a out", "b in", "b out", "c in", "c out"]
+    assert not lock.locked()
+
+
 async def test_a_lock_that_somebody_waits_for_is_not_taken() -> None:
     lock = Lock()
     assert lock.take()
@@ -94,7 +111,7 @@ async def test_tasks_wait_for_a_direct_future(task: Any) -> None:
     steps: list[Any] = []
 
     async def wait() -> None:
-        await Waiting(future)
+        await future
         steps.append(asyncio.current_task())
 
     waits = task(wait(), loop=asyncio.get_running_loop())
@@ -110,7 +127,7 @@ async def test_tasks_that_wait_for_a_direct_future_can_be_cancelled(task: Any) -
     future = DirectFuture(asyncio.get_running_loop())
 
     async def wait() -> None:
-        await Waiting(future)
+        await future
 
     waits = task(wait(), loop=asyncio.get_running_loop())
     await asyncio.sleep(0)
@@ -166,7 +183,7 @@ async def test_a_watch_that_is_closed_wakes_who_waits_and_closes_its_descriptor_
     seen.close()
     await waits
     with pytest.raises(OSError, match="closed"):
-        seen.begin()
+        await seen
 
 
 @kinds

@@ -97,6 +97,7 @@ class AwaitableMixin(_Wrapper):
     _taken_from: Sequence[tuple[Any, Any, Scope | None, SharedWithSyncCode]] = ()
     _made_in: Scope | None = None
     _was_closed = False
+    _has_been_connected = False
     _is_checked = False
     _scope: Scope | None = None
     _known_pool: Pool | None = None
@@ -120,7 +121,12 @@ class AwaitableMixin(_Wrapper):
         """
         key = self.settings_dict["NAME"], self.timezone_name
         known = self._known_pool
-        if known is not None and self._known_key == key and known.is_open_here() and self._is_registered():
+        if (
+            known is not None
+            and self._known_key == key
+            and known.is_open_here()
+            and connections.settings.get(self.alias) is self.settings_dict
+        ):
             return known
         if not self._is_registered() and not self.settings_dict["OPTIONS"].get("pool"):
             # A wrapper made by hand (a copy(), the one that creates databases) has one connection of its own.
@@ -132,6 +138,8 @@ class AwaitableMixin(_Wrapper):
         if pool is None:
             pool = by_key[(*self._owner(), *key)] = make_pool(self)
         self._known_pool, self._known_key = pool, key
+        if self._as_made is not None:
+            self._as_made.state.update(_known_pool=pool, _known_key=key)
         return pool
 
     def close_pool(self) -> None:
@@ -184,14 +192,15 @@ class AwaitableMixin(_Wrapper):
         A connection that is only borrowed again was set up, and announced by connection_created, when it was made.
         """
         if not bridge.in_run():
+            self._has_been_connected = True
             super().connect()
             return
         if self._scope is not None:
             self._look_after()
-        self._scope = bridge.carried()
+        scope = self._scope = bridge.carried()
         try:
-            if self._scope is not None:
-                self._scope.will_connect(self)
+            if scope is not None:
+                scope.will_connect(self)
             self._borrow()
         finally:
             if self.connection is None:
@@ -202,8 +211,9 @@ class AwaitableMixin(_Wrapper):
         conn = pool.getconn()
         session = conn.session
         if session.ready:
-            self._attach(session)
+            self._attach(conn, session)
         else:
+            self._has_been_connected = True
             self._borrowed = _Borrowed(conn)
             before = self.execute_wrappers[:]
             try:
@@ -223,20 +233,22 @@ class AwaitableMixin(_Wrapper):
         session.execute_wrappers = tuple(wrap for wrap in self.execute_wrappers if wrap not in before)
         session.remember()
 
-    def _attach(self, session: AsyncConnection) -> None:
-        self.connection = session.face
+    def _attach(self, conn: Connection, session: AsyncConnection) -> None:
+        self.connection = conn
         self.isolation_level = session.wrapper_isolation_level
         self.autocommit = session._autocommit
-        self.in_atomic_block = False
-        self.savepoint_ids = []
-        self.atomic_blocks = []
-        self.needs_rollback = False
-        self.closed_in_transaction = False
-        self.errors_occurred = False
         self.health_check_enabled = self.settings_dict["CONN_HEALTH_CHECKS"]
         self.health_check_done = True
-        self.close_at = None
-        self.run_on_commit = []
+        if self._has_been_connected:
+            self.in_atomic_block = False
+            self.savepoint_ids = []
+            self.atomic_blocks = []
+            self.needs_rollback = False
+            self.closed_in_transaction = False
+            self.errors_occurred = False
+            self.close_at = None
+            self.run_on_commit = []
+        self._has_been_connected = True
         if not self._was_closed:
             if session.execute_wrappers:
                 self.execute_wrappers[:0] = session.execute_wrappers
@@ -378,8 +390,10 @@ class AwaitableMixin(_Wrapper):
 
     def create_cursor(self, name: str | None = None) -> Any:
         """Mirrors DatabaseWrapper.create_cursor, Django 6.1, where that names a sync server-side cursor class."""
-        self._look_after()
         conn = self.connection
+        if type(conn) is not Connection or self._scope is None or self._scope is not bridge.carried():
+            self._look_after()
+            conn = self.connection
         if name is None or not isinstance(conn, Connection):
             return super().create_cursor(name)
         if self.settings_dict["OPTIONS"].get("server_side_binding") is True:
@@ -406,8 +420,12 @@ class AwaitableMixin(_Wrapper):
 
     def close_if_health_check_failed(self) -> None:
         """Mirrors BaseDatabaseWrapper.close_if_health_check_failed, Django 6.1, where no pool is asked for."""
-        if not isinstance(self.connection, Connection) or self.settings_dict["OPTIONS"].get("pool"):
+        if type(self.connection) not in (Connection, NoneType):
             super().close_if_health_check_failed()
+            return
+        if self.connection is None or self.health_check_done or not self.health_check_enabled:
+            return
+        if self.settings_dict["OPTIONS"].get("pool"):
             return
         self._is_checked = True
         try:
