@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-from collections.abc import Iterator
 from contextvars import Context
 from time import monotonic
 from typing import Any
@@ -76,7 +75,7 @@ class Watch:
         """Return whether there is something to read, or the other side has closed."""
         return bool(self._poll.poll(0))
 
-    def __await__(self) -> Iterator[Any]:
+    def __await__(self) -> Any:
         """Wait until there is something to read, or it is closed. Raises OSError where it was closed before."""
         if not self._is_registered:
             self._register()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from asyncio.base_events import BaseEventLoop
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
@@ -60,7 +60,7 @@ class DirectFuture:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
 
-    def __await__(self) -> Iterator[Any]:
+    def __await__(self) -> Any:
         self._asyncio_future_blocking = True
         return iter((self,))  # not a generator, which would cost more: the task itself asks for the result
 
@@ -115,7 +115,7 @@ class DirectWatch(Watch, DirectFuture):
         super().__init__(loop, fd)
         self._done = True
 
-    def __await__(self) -> Iterator[Any]:
+    def __await__(self) -> Any:
         if not self._is_registered:
             self._register()
         self._done = False
