@@ -120,9 +120,10 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     _face: ReferenceType[Connection] | None = None
     # Of its socket, for what a pool has opened.
     _watch: Watch | None = None
-    # The class of the face's cursors, and the two that it has been made of.
+    # The class of the face's cursors, the two that it has been made of, and whether it is an AsyncCursor.
     _cursor_class: type[Any] = object
     _cursor_class_of: tuple[type[Any], type[Any]] = (object, object)
+    has_async_cursors: bool = False
 
     def __init__(self, pgconn: Any, row_factory: Any = tuple_row) -> None:
         super().__init__(pgconn, row_factory)
@@ -149,7 +150,8 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         factories = self.face_cursor_factory, self.cursor_factory
         if factories != self._cursor_class_of:
             made = bridged(self.face_cursor_factory)
-            if self.cursor_factory is not psycopg.AsyncCursor and issubclass(made, psycopg.AsyncCursor):
+            self.has_async_cursors = issubclass(cast("type", made), psycopg.AsyncCursor)
+            if self.cursor_factory is not psycopg.AsyncCursor and self.has_async_cursors:
                 made = with_additions(made, self.cursor_factory)
             self._cursor_class_of, self._cursor_class = factories, made
         return self._cursor_class
@@ -431,7 +433,7 @@ class Connection(psycopg.Connection[Any]):
         if session.pgconn.status != CONNECTED:
             self._check_connection_ok()
         factory = session.cursor_class()
-        if not name and not options and issubclass(factory, psycopg.AsyncCursor):
+        if not name and not options and session.has_async_cursors:
             return factory(session)
         binary = options.pop("binary", False)
         if name:
@@ -439,7 +441,7 @@ class Connection(psycopg.Connection[Any]):
         else:
             options.pop("scrollable", None)
             options.pop("withhold", None)
-            if issubclass(factory, psycopg.AsyncCursor):
+            if session.has_async_cursors:
                 cursor = factory(session, **options)
             else:
                 cursor = factory(self, **options)

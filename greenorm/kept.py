@@ -21,6 +21,9 @@ from . import bridge
 _KEEP = 64
 
 
+_copy = methodcaller("copy")
+
+
 class _Kept(threading.local):
     def __init__(self) -> None:
         self.by_kind: defaultdict[tuple[str, str, str | None], list[Any]] = defaultdict(list)
@@ -45,11 +48,11 @@ class AsMade:
     __slots__ = ("holders", "kept", "lists", "state")
 
     def __init__(self, made: list[Any], kept: list[Any]) -> None:
-        # Made when first asked for. One of them has hold of the wrapper.
-        made[0].wrap_database_errors, made[0].timezone, made[0].timezone_name
+        for made_when_asked_for in ("wrap_database_errors", "timezone", "timezone_name"):
+            getattr(made[0], made_when_asked_for)
         state = made[0].__dict__
         self.kept = kept
-        self.lists = {name: value.copy() for name, value in state.items() if isinstance(value, (list, deque))}
+        self.lists: dict[str, Any] = {name: _copy(state[name]) for name in state if type(state[name]) in (list, deque)}
         self.state = {name: value for name, value in state.items() if name not in self.lists}
         self.state["_as_made"] = self
         self.holders = getrefcount(made[0])
@@ -59,9 +62,6 @@ class AsMade:
         state.clear()
         state.update(self.state)
         state.update(zip(self.lists, map(_copy, self.lists.values()), strict=False))
-
-
-_copy = methodcaller("copy")
 
 
 def make_wrapper(alias: str) -> Any:

@@ -77,7 +77,8 @@ class DirectFuture:
         if self._done:
             self._loop.call_soon(callback, self, context=context)
         else:
-            self._wake = partial((context or copy_context()).run, callback, self)
+            run: Callable[..., object] = (context or copy_context()).run
+            self._wake = partial(run, callback, self)
 
     def remove_done_callback(self, callback: Callable[[Any], object]) -> int:
         self._wake, had = None, self._wake is not None
