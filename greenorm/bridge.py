@@ -285,7 +285,7 @@ def _wait_for(awaitable: Awaitable[T]) -> Generator[Any, Any, T]:
 
 
 def switch_up(request: object) -> Any:
-    """Hand up, on the ORM side, the future to be waited for; return what the loop sends when it is done."""
+    """Hand up, on the ORM side, what is to be waited for; return what comes back when it is done."""
     side = this_side()
     if side.held is not None or side.dying:
         _refuse_to_wait(side)
@@ -320,7 +320,8 @@ def drive(coro: Coroutine[Any, Any, T], elsewhere: Callable[[Coroutine[Any, Any,
     For coroutines that hold no user code: user code belongs on the task side, see `await_`. What is called from
     anywhere else is handed to `elsewhere`. Raises NotInRun in a finalizer that the garbage collector calls.
     """
-    if type(getcurrent()) is not OrmSide and elsewhere is not None:
+    side = this_side()
+    if type(side) is not OrmSide and elsewhere is not None:
         return elsewhere(coro)
     if _collector is not None and collecting():
         coro.close()
@@ -328,9 +329,13 @@ def drive(coro: Coroutine[Any, Any, T], elsewhere: Callable[[Coroutine[Any, Any,
     try:
         request = coro.send(None)
         while True:
-            try:
-                switch_up(request)
+            try:  # as `switch_up`, without a frame more for greenlet to put away
+                if side.held is not None or side.dying:
+                    _refuse_to_wait(side)
+                side.task_side.switch(request)
+                side.due = monotonic() + BUSY_SECONDS
             except BaseException as exc:
+                side.dying = side.dying or isinstance(exc, GreenletExit)
                 error = exc
             else:
                 request = coro.send(None)  # a task sends nothing else

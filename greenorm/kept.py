@@ -24,9 +24,19 @@ _KEEP = 64
 _copy = methodcaller("copy")
 
 
+class _Kind:
+    """What wrappers of one kind have in common, and those that nobody uses now."""
+
+    def __init__(self) -> None:
+        self.wrappers: list[Any] = []
+        self.names: tuple[str, ...] = ()
+        self.lists: dict[str, Any] = {}
+        self.looked_up: dict[str, Any] = {}  # what one has found out, and all may know
+
+
 class _Kept(threading.local):
     def __init__(self) -> None:
-        self.by_kind: defaultdict[tuple[str, str, str | None], list[Any]] = defaultdict(list)
+        self.by_kind: defaultdict[tuple[str, str, str | None], _Kind] = defaultdict(_Kind)
 
 
 _kept = _Kept()
@@ -45,23 +55,27 @@ setting_changed.connect(_forget)
 class AsMade:
     """What a wrapper was when it had just been made, and how many had hold of it: its own parts, that is."""
 
-    __slots__ = ("holders", "kept", "lists", "state")
+    __slots__ = ("holders", "kind", "names", "values")
 
-    def __init__(self, made: list[Any], kept: list[Any]) -> None:
+    def __init__(self, made: list[Any], kind: _Kind) -> None:
         for made_when_asked_for in ("wrap_database_errors", "timezone", "timezone_name"):
             getattr(made[0], made_when_asked_for)
+        made[0]._as_made = self
         state = made[0].__dict__
-        self.kept = kept
-        self.lists: dict[str, Any] = {name: _copy(state[name]) for name in state if type(state[name]) in (list, deque)}
-        self.state = {name: value for name, value in state.items() if name not in self.lists}
-        self.state["_as_made"] = self
+        self.kind = kind
+        kind.lists = kind.lists or {name: _copy(state[name]) for name in state if type(state[name]) in (list, deque)}
+        names = tuple(name for name in state if name not in kind.lists)
+        # Thousands may be in use at once: what is the same for all is there once.
+        self.names = kind.names = kind.names if kind.names == names else names
+        self.values = tuple(map(state.__getitem__, names))
         self.holders = getrefcount(made[0])
 
     def restore(self, state: dict[str, Any]) -> None:
         """Make of the state of a wrapper what it was. Who has kept a list of it does not see what is added to one."""
+        lists = self.kind.lists
         state.clear()
-        state.update(self.state)
-        state.update(zip(self.lists, map(_copy, self.lists.values()), strict=False))
+        state.update(zip(self.names, self.values, strict=True), **self.kind.looked_up)
+        state.update(zip(lists, map(_copy, lists.values()), strict=True))
 
 
 def make_wrapper(alias: str) -> Any:
@@ -69,15 +83,15 @@ def make_wrapper(alias: str) -> Any:
     if bridge.carried() is None:
         return _create(alias)
     settings = connections.settings[alias]
-    kept = _kept.by_kind[alias, settings["ENGINE"], settings["TIME_ZONE"]]
-    while kept:
-        wrapper = kept.pop()
+    kind = _kept.by_kind[alias, settings["ENGINE"], settings["TIME_ZONE"]]
+    while kind.wrappers:
+        wrapper = kind.wrappers.pop()
         if wrapper.settings_dict is settings:
             return wrapper
     made = [_create(alias)]
     # A backend that adds to what is made may have it from anywhere.
     if getattr(made[0], "can_await", False) and type(made[0]).__init__.__module__.startswith("django."):
-        made[0]._as_made = AsMade(made, kept)
+        AsMade(made, kind)
     return made[0]
 
 
@@ -92,6 +106,6 @@ def keep(wrappers: dict[str, Any], alias: str) -> None:
     """
     box = [wrappers.pop(alias)]
     as_made: AsMade | None = box[0]._as_made
-    if as_made is not None and getrefcount(box[0]) == as_made.holders and len(as_made.kept) < _KEEP:
+    if as_made is not None and getrefcount(box[0]) == as_made.holders and len(as_made.kind.wrappers) < _KEEP:
         as_made.restore(box[0].__dict__)
-        as_made.kept += box
+        as_made.kind.wrappers += box

@@ -89,7 +89,7 @@ async def test_it_is_not_kept_where_somebody_has_hold_of_it(leave: Callable[[Sim
     there = SimpleNamespace()
     before = await greenorm.run(use)
     await greenorm.run(leave, there)
-    assert not any(kept._kept.by_kind.values())
+    assert not any(kind.wrappers for kind in kept._kept.by_kind.values())
     assert await greenorm.run(use) != before or leave is leave_an_error
 
 
@@ -184,4 +184,4 @@ async def test_no_more_are_kept_than_are_of_use(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(kept, "_KEEP", 3)
     all_there = asyncio.Barrier(10)
     await asyncio.gather(*[greenorm.run(wait) for _ in range(10)])
-    assert [len(each) for each in kept._kept.by_kind.values()] == [3]
+    assert [len(kind.wrappers) for kind in kept._kept.by_kind.values()] == [3]
