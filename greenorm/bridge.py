@@ -51,7 +51,7 @@ class _Awaited:
 class OrmSide(greenlet):
     """A greenlet that runs one job after another, parked in between."""
 
-    task_side: greenlet | None = None
+    task_side: Any = None  # a greenlet, but for one that has done no job yet
     job: Callable[[], Any]
     carried: object = None
     held: asyncio.CancelledError | None = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from operator import methodcaller
 from sys import getrefcount
 from typing import Any
 
@@ -21,16 +20,14 @@ from . import bridge
 _KEEP = 64
 
 
-_copy = methodcaller("copy")
-
-
 class _Kind:
     """What wrappers of one kind have in common, and those that nobody uses now."""
 
     def __init__(self) -> None:
         self.wrappers: list[Any] = []
         self.names: tuple[str, ...] = ()
-        self.lists: dict[str, Any] = {}
+        self.lists: list[str] = []
+        self.logs: list[tuple[str, deque[Any]]] = []
         self.looked_up: dict[str, Any] = {}  # what one has found out, and all may know
 
 
@@ -55,27 +52,38 @@ setting_changed.connect(_forget)
 class AsMade:
     """What a wrapper was when it had just been made, and how many had hold of it: its own parts, that is."""
 
-    __slots__ = ("holders", "kind", "names", "values")
+    __slots__ = ("holders", "kind", "names", "state", "values")
 
     def __init__(self, made: list[Any], kind: _Kind) -> None:
         for made_when_asked_for in ("wrap_database_errors", "timezone", "timezone_name"):
             getattr(made[0], made_when_asked_for)
         made[0]._as_made = self
-        state = made[0].__dict__
+        state: dict[str, Any] = made[0].__dict__
         self.kind = kind
-        kind.lists = kind.lists or {name: _copy(state[name]) for name in state if type(state[name]) in (list, deque)}
-        names = tuple(name for name in state if name not in kind.lists)
+        kind.lists = kind.lists or [name for name in state if type(state[name]) is list]
+        kind.logs = kind.logs or [(name, state[name].copy()) for name in state if type(state[name]) is deque]
+        names = tuple(name for name in state if type(state[name]) not in (list, deque))
         # Thousands may be in use at once: what is the same for all is there once.
         self.names = kind.names = kind.names if kind.names == names else names
         self.values = tuple(map(state.__getitem__, names))
+        self.state: dict[str, Any] | None = None
         self.holders = getrefcount(made[0])
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def note(self, **looked_up: Any) -> None:
+        """Let the next scopes have what was looked up in this one, in wrappers of this kind."""
+        self.kind.looked_up.update(looked_up)
+        if self.state is not None:
+            self.state.update(looked_up)
+
+    def restore(self, wrapper: Any) -> None:
         """Make of the state of a wrapper what it was. Who has kept a list of it does not see what is added to one."""
-        lists = self.kind.lists
-        state.clear()
-        state.update(zip(self.names, self.values, strict=True), **self.kind.looked_up)
-        state.update(zip(lists, map(_copy, lists.values()), strict=True))
+        if self.state is None:
+            self.state = dict(zip(self.names, self.values, strict=True), **self.kind.looked_up)
+        wrapper.__dict__ = state = self.state.copy()
+        for name in self.kind.lists:
+            state[name] = []
+        for name, log in self.kind.logs:
+            state[name] = log.copy()
 
 
 def make_wrapper(alias: str) -> Any:
@@ -107,5 +115,5 @@ def keep(wrappers: dict[str, Any], alias: str) -> None:
     box = [wrappers.pop(alias)]
     as_made: AsMade | None = box[0]._as_made
     if as_made is not None and getrefcount(box[0]) == as_made.holders and len(as_made.kind.wrappers) < _KEEP:
-        as_made.restore(box[0].__dict__)
+        as_made.restore(box[0])
         as_made.kind.wrappers += box

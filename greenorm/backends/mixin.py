@@ -139,7 +139,7 @@ class AwaitableMixin(_Wrapper):
             pool = by_key[(*self._owner(), *key)] = make_pool(self)
         self._known_pool, self._known_key = pool, key
         if self._as_made is not None:
-            self._as_made.kind.looked_up.update(_known_pool=pool, _known_key=key)
+            self._as_made.note(_known_pool=pool, _known_key=key)
         return pool
 
     def close_pool(self) -> None:
