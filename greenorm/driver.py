@@ -235,13 +235,16 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         """Consume a generator that operates on the connection. Mirrors AsyncConnection.wait, psycopg 3.3."""
         if self._blocking:
             return self._wait_blocking(gen, interval, timeout)
+        watch = self._watch
+        deadline = None if timeout is None else monotonic() + timeout
         try:
             state = next(gen)
-            if timeout is None and (watch := self._watch) is not None:
-                while state == WAIT_R:
+            while True:
+                if state == WAIT_R and deadline is None and watch is not None:
                     await watch
                     state = gen.send(READY_R)
-            return await self._wait(gen, state, timeout)
+                else:
+                    state = gen.send(await self._ready(state, deadline))
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]  # reason: what `gen` has returned
         except TimeoutError:  # of a cleanup that is out of time; an OSError, too
@@ -260,22 +263,15 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             )
         return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=timeout)
 
-    async def _wait(self, gen: PQGen[T], state: int, timeout: float | None) -> T:
+    async def _ready(self, state: int, deadline: float | None) -> int:
         # Against psycopg.waiting.wait_async: no timer each 0.1 s (signals reach asyncio without), and no yield to
         # the loop where nothing waits.
-        deadline = None if timeout is None else monotonic() + timeout
-        loop = asyncio.get_running_loop()
-        try:
-            while True:
-                if state & Wait.W and (ready := ready_now(self.pgconn.socket, state)):
-                    # A socket is nearly always writable: asking costs less than a turn of the loop.
-                    if has_kept_the_loop() or not in_run():
-                        await asyncio.sleep(0)
-                else:
-                    ready = await readiness(loop, self.pgconn.socket, state, deadline)
-                state = gen.send(ready)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]  # reason: what `gen` has returned
+        if not state & Wait.W or not (ready := ready_now(self.pgconn.socket, state)):
+            return await readiness(asyncio.get_running_loop(), self.pgconn.socket, state, deadline)
+        # A socket is nearly always writable: asking costs less than a turn of the loop.
+        if has_kept_the_loop() or not in_run():
+            await asyncio.sleep(0)
+        return ready
 
     async def _break_off(self, gen: PQGen[Any], exc: BaseException) -> None:
         """Raise what has interrupted a wait, after its statement has been stopped, or its connection closed."""
@@ -294,7 +290,11 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             while True:
                 await self.cancel_safe(timeout=CANCEL_SECONDS)
                 try:
-                    await self._wait(gen, next(gen), min(patience, deadline - monotonic()))
+                    until = min(monotonic() + patience, deadline)
+                    state = next(gen)
+                    while True:
+                        state = gen.send(await self._ready(state, until))
+                except StopIteration:
                     return
                 except e._WaitTimeout:
                     # The server forgets a request that overtakes the statement it is meant for: ask again.

@@ -27,7 +27,6 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from .bridge import collecting, drive, dying, in_run, running_loop, until_done
 from .driver import CONNECTED, IDLE, AsyncConnection, Connection
 from .pool_options import Callback, PoolOptions, PoolStats
-from .shortcuts import let_go_first
 
 T = TypeVar("T")
 
@@ -309,8 +308,6 @@ class Pool:
             self._discard(session)
         elif self._waiting and (waiter := self._next_waiter()) is not None:
             waiter.set_result(session)
-            # A connection that waits for the end of a long turn of the loop, as all others do, is of no use meanwhile.
-            let_go_first(waiter.get_loop())
         elif not self._keeps:
             self._discard(session)
         else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from asyncio.base_events import BaseEventLoop
-from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
@@ -36,13 +35,6 @@ def watch(loop: asyncio.AbstractEventLoop, fd: int) -> Watch:
     # A greenlet that is switched to in a callback of uvloop overwrites what libuv keeps on the C stack. In debug mode
     # asyncio tells which task has kept the loop, where the loop has woken it.
     return (DirectWatch if isinstance(loop, BaseEventLoop) and not loop.get_debug() else Watch)(loop, fd)
-
-
-def let_go_first(loop: asyncio.AbstractEventLoop) -> None:
-    """Let what `loop` was asked for last, by call_soon, be called before all else that is ready."""
-    ready: Any = getattr(loop, "_ready", None)
-    if type(ready) is deque:
-        ready.rotate(1)
 
 
 class DirectFuture:

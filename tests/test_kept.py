@@ -141,6 +141,19 @@ async def test_a_setting_that_has_changed_is_seen() -> None:
     assert await greenorm.run(zone) == before
 
 
+async def test_a_time_zone_that_was_changed_in_place_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def zone() -> tuple[str, str]:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW timezone")
+            return connection.timezone_name, cursor.fetchone()[0]
+
+    before = await greenorm.run(zone)
+    with monkeypatch.context() as patch:
+        patch.setitem(connections.settings["default"], "TIME_ZONE", "Asia/Tokyo")
+        assert await greenorm.run(zone) == ("Asia/Tokyo", "Asia/Tokyo") != before
+    assert await greenorm.run(zone) == before
+
+
 async def test_one_whose_class_is_made_by_others_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     def init(self: BaseDatabaseWrapper, *args: Any) -> None:
         made.append(self)

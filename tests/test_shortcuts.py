@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import socket
 import threading
-from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -61,21 +60,6 @@ def test_to_set_autocommit_where_nothing_is_open_is_to_note_it() -> None:
 def test_the_lock_of_asyncio_is_as_it_was() -> None:
     lock = asyncio.Lock()
     assert (lock._locked, lock._waiters) == (False, None)
-
-
-@pytest.mark.one_loop
-async def test_what_asyncio_was_asked_for_last_can_go_first() -> None:
-    loop = asyncio.get_running_loop()
-    called: list[str] = []
-    for name in "abc":
-        loop.call_soon(called.append, name)
-    shortcuts.let_go_first(loop)
-    await asyncio.sleep(0)
-    assert "".join(called) == "cab"
-
-
-async def test_nothing_happens_where_another_loop_is_asked_to_let_go_first() -> None:
-    shortcuts.let_go_first(SimpleNamespace())  # type: ignore[arg-type]  # reason: as good as uvloop's, which has no queue
 
 
 async def test_a_lock_lets_one_in_at_a_time() -> None:
