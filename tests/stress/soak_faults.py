@@ -74,9 +74,10 @@ async def terminate(proxy: Proxy, dice: Random, seconds: float) -> None:
             )
 
     try:
-        await greenorm.run(end_sessions)
-    except DatabaseError:
-        pass  # what ended before this could be asked is no matter
+        async with asyncio.timeout(seconds):
+            await greenorm.run(end_sessions)
+    except (DatabaseError, TimeoutError):
+        pass  # what ended, or fell silent, before this could be asked is no matter
 
 
 FAULTS: list[Fault] = [slow, freeze, cut, reset, half_open, refuse, lose_commit, terminate]
