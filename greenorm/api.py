@@ -40,7 +40,7 @@ async def run(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     the task has `atomic()` or `connection()` open, which this joins. Cancelling stops the running statement on the
     server and raises CancelledError in `fn`, where it waits. Raises TypeError where `fn` is no sync callable.
     """
-    if (type(fn) is not FunctionType or fn.__code__.co_flags & _ASYNC or fn.__dict__) and not _is_plain(fn):
+    if not _is_plain(fn):
         _refuse_what_is_not_sync(fn)
     hooks.install()
     return await tasks.work(functools.partial(fn, *args, **kwargs) if args or kwargs else fn)

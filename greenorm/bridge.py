@@ -48,7 +48,7 @@ class _Awaited:
         self.awaitable = awaitable
 
 
-class OrmSide(greenlet):
+class _OrmSide(greenlet):
     """A greenlet that runs one job after another, parked in between."""
 
     task_side: Any = None  # a greenlet, but for one that has done no job yet
@@ -63,21 +63,20 @@ def _do_jobs() -> None:
     # No local names, and no method: a parked side must keep nothing of its last job alive, and not itself either. Who
     # is kept by his own stack is never freed, since the garbage collector does not look there.
     while True:
-        this_side().task_side.switch((this_side().job(),))
+        _this_side().task_side.switch((_this_side().job(),))
 
 
 # What runs now; on the ORM side, of the class above.
-this_side: Callable[[], Any] = getcurrent
+_this_side: Callable[[], Any] = getcurrent
 
 
 class _Parked(threading.local):
     def __init__(self) -> None:
-        self.sides: list[OrmSide] = []
+        self.sides: list[_OrmSide] = []
         self.to_unwind: list[Callable[[], None]] = []
 
 
 _parked = _Parked()
-_has_left_any = False  # whether any thread has had something to unwind later
 
 
 # The thread in which the garbage collector runs, if it does. A callback in Python can be cut short by the handler of a
@@ -167,7 +166,7 @@ turns = _Turns()
 
 def in_run() -> bool:
     """Return whether this code runs on an ORM side, that is, as sync code inside a `run`."""
-    return type(getcurrent()) is OrmSide
+    return type(getcurrent()) is _OrmSide
 
 
 def carried() -> Any:
@@ -204,10 +203,10 @@ def spawn(job: Callable[[], T], carrying: object = None) -> Generator[Any, Any, 
     waits. Mirrors `sqlalchemy.util.concurrency.greenlet_spawn`, SQLAlchemy 2.1.
     """
     here = getcurrent()
-    if _has_left_any:
+    if _parked.to_unwind:
         _unwind()
     sides = _parked.sides
-    side = sides.pop() if sides else OrmSide(_do_jobs)
+    side = sides.pop() if sides else _OrmSide(_do_jobs)
     if side.task_side is not here:
         side.parent = side.task_side = here
     # The same Context object, not a copy: context variables are visible both ways.
@@ -253,8 +252,7 @@ def spawn(job: Callable[[], T], carrying: object = None) -> Generator[Any, Any, 
                 sides.append(side)
 
 
-def _unwind_later(side: OrmSide) -> None:
-    global _has_left_any
+def _unwind_later(side: _OrmSide) -> None:
     job, carried = side.job, side.carried
 
     def unwind() -> None:
@@ -267,7 +265,6 @@ def _unwind_later(side: OrmSide) -> None:
             del side.job
 
     _parked.to_unwind.append(unwind)
-    _has_left_any = True
     if loop_is_running():
         asyncio.get_running_loop().call_soon(_unwind)
 
@@ -286,7 +283,7 @@ def _wait_for(awaitable: Awaitable[T]) -> Generator[Any, Any, T]:
 
 def switch_up(request: object) -> Any:
     """Hand up, on the ORM side, what is to be waited for; return what comes back when it is done."""
-    side = this_side()
+    side = _this_side()
     if side.held is not None or side.dying:
         _refuse_to_wait(side)
     try:
@@ -298,7 +295,7 @@ def switch_up(request: object) -> Any:
     return answer
 
 
-def _refuse_to_wait(side: OrmSide) -> NoReturn:
+def _refuse_to_wait(side: _OrmSide) -> NoReturn:
     if side.held is not None:
         held, side.held = side.held, None
         raise held
@@ -320,8 +317,8 @@ def drive(coro: Coroutine[Any, Any, T], elsewhere: Callable[[Coroutine[Any, Any,
     For coroutines that hold no user code: user code belongs on the task side, see `await_`. What is called from
     anywhere else is handed to `elsewhere`. Raises NotInRun in a finalizer that the garbage collector calls.
     """
-    side = this_side()
-    if type(side) is not OrmSide and elsewhere is not None:
+    side = _this_side()
+    if type(side) is not _OrmSide and elsewhere is not None:
         return elsewhere(coro)
     if _collector is not None and collecting():
         coro.close()
@@ -371,7 +368,7 @@ def await_(awaitable: Awaitable[T]) -> T:
     """
     if not inspect.isawaitable(awaitable):
         raise TypeError(f"await_() needs an awaitable, not {type(awaitable).__name__}: {awaitable!r:.100}")
-    if type(getcurrent()) is not OrmSide:
+    if type(getcurrent()) is not _OrmSide:
         if inspect.iscoroutine(awaitable):
             awaitable.close()
         raise NotInRun(
@@ -398,7 +395,7 @@ def _in_finalizer() -> NotInRun:
 def hold(cancellation: asyncio.CancelledError | None) -> asyncio.CancelledError | None:
     """Exchange the cancellation that waits for this run's next wait (or end), and return the former one."""
     side = getcurrent()
-    assert type(side) is OrmSide
+    assert type(side) is _OrmSide
     former, side.held = side.held, cancellation
     return former
 
@@ -406,7 +403,7 @@ def hold(cancellation: asyncio.CancelledError | None) -> asyncio.CancelledError 
 def dying() -> bool:
     """Return whether this ORM side is being unwound because nobody will ever resume it."""
     side = getcurrent()
-    return type(side) is OrmSide and side.dying
+    return type(side) is _OrmSide and side.dying
 
 
 @types.coroutine

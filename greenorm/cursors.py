@@ -78,10 +78,7 @@ class _SyncLooking(_AnyCursor):  # type: ignore[misc]  # reason: see _AnyCursor
         self._close()
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
-        session = self._conn
-        if self._borrow != session.borrow:
-            session.refuse_former(self._borrow, self)
-        return session.call(super().execute(query, params, **options) if options else super().execute(query, params))
+        return self._call(super().execute(query, params, **options) if options else super().execute(query, params))
 
     def executemany(self, query: Any, params_seq: Iterable[Any], **options: Any) -> None:
         self._call(super().executemany(query, params_seq, **options))

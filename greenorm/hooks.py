@@ -16,7 +16,6 @@ import django.utils.asyncio
 from django.db import connections
 
 from . import bridge, testing, touch
-from .bridge import OrmSide, this_side
 from .kept import make_wrapper
 
 if TYPE_CHECKING:
@@ -32,13 +31,11 @@ class _ScopedStorage:
         object.__setattr__(self, "_outside", outside)
 
     def __getattr__(self, alias: str) -> Any:
-        scope: Scope | None = getattr(this_side(), "carried", None)
+        scope: Scope | None = bridge.carried()
         if scope is None:
             wrapper = testing.of_the_test(alias) if testing.seen else None
             return wrapper if wrapper is not None else getattr(self._outside, alias)
-        wrapper = scope.wrappers.get(alias)
-        if wrapper is None or scope.joined:
-            wrapper = scope.find(alias)
+        wrapper = scope.find(alias)
         if wrapper is None:
             raise AttributeError(alias)
         return wrapper
@@ -66,7 +63,7 @@ _get_running_loop: Callable[[], asyncio.AbstractEventLoop] = _guard.get_running_
 
 def _running_loop_of_async_code() -> asyncio.AbstractEventLoop:
     """Answer Django's `async_unsafe`: sync code on the ORM side is not async code, although a loop is running."""
-    if type(this_side()) is OrmSide:
+    if bridge.in_run():
         raise RuntimeError("no running event loop for sync code inside a run")
     loop = _get_running_loop()
     guard = sys._getframe(1)

@@ -306,15 +306,14 @@ class Pool:
         now = monotonic()
         if self._closed or now >= session.expires_at or session.pgconn.status != CONNECTED:
             self._discard(session)
-        elif self._waiting and (waiter := self._next_waiter()) is not None:
+        elif (waiter := self._next_waiter()) is not None:
             waiter.set_result(session)
         elif not self._keeps:
             self._discard(session)
         else:
             session.idle_since = now
             self._idle.append(session)
-            if self._shrink_timer is None:
-                self._shrink_later()
+            self._shrink_later()
 
     def _discard(self, session: AsyncConnection) -> None:
         self._in_use.discard(session)
@@ -342,7 +341,7 @@ class Pool:
     # Shrinking and closing
 
     def _shrink_later(self) -> None:
-        if self._size > self.options.min_size:
+        if self._shrink_timer is None and self._size > self.options.min_size:
             loop = asyncio.get_running_loop()
             delay = self._idle[0].idle_since + self.options.max_idle - monotonic()
             # In a context of its own, as it outlives the one that gives back, and what that holds.

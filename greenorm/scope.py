@@ -172,7 +172,10 @@ class Scope:
 
     def find(self, alias: str) -> Any:
         """Return the wrapper of `alias`, or None where it is still to be made. May wait for a turn to use it."""
-        wrapper, share = self.wrappers.get(alias), self.joined.get(alias)
+        wrapper = self.wrappers.get(alias)
+        if wrapper is not None and not self.joined:
+            return wrapper
+        share = self.joined.get(alias)
         if share is not None and wrapper in (None, share.wrapper):
             if self.take_up(share.wrapper):
                 self.wrappers[alias] = share.wrapper
@@ -199,7 +202,7 @@ class Scope:
 
     def _share_in(self, alias: str) -> Share | None:
         """Return a share in the transaction that this task is lent, or that sync code has opened, if there is one."""
-        holder = None if self.parent is None else self._holder(alias)
+        holder = self._holder(alias)
         if holder is not None and (wait := sharing.turn_in(holder)) is not None:
             return LentByScope(self, holder.wrappers[alias], wait)
         wrapper = sharing.opened_by_sync_code(alias)
@@ -229,8 +232,7 @@ class Scope:
 
     def will_connect(self, wrapper: Any) -> None:
         """Hear of a wrapper that is about to borrow a connection. Raises SharedScope where it may not."""
-        if self.parent is not None:
-            self.refuse_inherited(wrapper.alias)
+        self.refuse_inherited(wrapper.alias)
         if testing.seen and wrapper.settings_dict is connections.settings.get(wrapper.alias):
             testing.refuse_second_connection(wrapper)
         if self.wrappers.get(wrapper.alias) is not wrapper:
@@ -275,9 +277,8 @@ class Scope:
 
 def scope_of(task: asyncio.Task[Any] | None) -> Scope | None:
     """Return the scope that a task has open, or None."""
-    if (scope := _open_scopes.get(id(task))) is None or scope._task() is not task:  # of a task that is no more
-        return None
-    return scope
+    scope = _open_scopes.get(id(task))
+    return scope if scope is not None and scope._task() is task else None  # or it is of a task that is no more
 
 
 def no_task() -> None:

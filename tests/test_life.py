@@ -296,7 +296,7 @@ def _rss() -> int:
 
 
 def _orm_sides() -> int:
-    return sum(type(obj) is bridge.OrmSide for obj in gc.get_objects())
+    return sum(type(obj) is bridge._OrmSide for obj in gc.get_objects())
 
 
 async def test_an_asyncio_program_in_debug_mode_works() -> None:

@@ -121,12 +121,7 @@ class AwaitableMixin(_Wrapper):
         """
         key = self.settings_dict["NAME"], self.timezone_name
         known = self._known_pool
-        if (
-            known is not None
-            and self._known_key == key
-            and known.is_open_here()
-            and connections.settings.get(self.alias) is self.settings_dict
-        ):
+        if known is not None and self._known_key == key and known.is_open_here() and self._is_registered():
             return known
         if not self._is_registered() and not self.settings_dict["OPTIONS"].get("pool"):
             # A wrapper made by hand (a copy(), the one that creates databases) has one connection of its own.
@@ -191,8 +186,8 @@ class AwaitableMixin(_Wrapper):
 
         A connection that is only borrowed again was set up, and announced by connection_created, when it was made.
         """
+        again, self._has_been_connected = self._has_been_connected, True
         if not bridge.in_run():
-            self._has_been_connected = True
             super().connect()
             return
         if self._scope is not None:
@@ -201,19 +196,18 @@ class AwaitableMixin(_Wrapper):
         try:
             if scope is not None:
                 scope.will_connect(self)
-            self._borrow()
+            self._borrow(again)
         finally:
             if self.connection is None:
                 self._scope = None
 
-    def _borrow(self) -> None:
+    def _borrow(self, again: bool) -> None:
         pool = self.async_pool
         conn = pool.getconn()
         session = conn.session
         if session.ready:
-            self._attach(conn, session)
+            self._attach(conn, again)
         else:
-            self._has_been_connected = True
             self._borrowed = _Borrowed(conn)
             before = self.execute_wrappers[:]
             try:
@@ -233,13 +227,14 @@ class AwaitableMixin(_Wrapper):
         session.execute_wrappers = tuple(wrap for wrap in self.execute_wrappers if wrap not in before)
         session.remember()
 
-    def _attach(self, conn: Connection, session: AsyncConnection) -> None:
+    def _attach(self, conn: Connection, again: bool) -> None:
+        session = conn.session
         self.connection = conn
         self.isolation_level = session.wrapper_isolation_level
         self.autocommit = session._autocommit
         self.health_check_enabled = self.settings_dict["CONN_HEALTH_CHECKS"]
         self.health_check_done = True
-        if self._has_been_connected:
+        if again:  # else all of this is as it was made
             self.in_atomic_block = False
             self.savepoint_ids = []
             self.atomic_blocks = []
@@ -248,7 +243,6 @@ class AwaitableMixin(_Wrapper):
             self.errors_occurred = False
             self.close_at = None
             self.run_on_commit = []
-        self._has_been_connected = True
         if not self._was_closed:
             if session.execute_wrappers:
                 self.execute_wrappers[:0] = session.execute_wrappers
@@ -423,9 +417,7 @@ class AwaitableMixin(_Wrapper):
         if type(self.connection) not in (Connection, NoneType):
             super().close_if_health_check_failed()
             return
-        if self.connection is None or self.health_check_done or not self.health_check_enabled:
-            return
-        if self.settings_dict["OPTIONS"].get("pool"):
+        if self.health_check_done or self.settings_dict["OPTIONS"].get("pool"):
             return
         self._is_checked = True
         try:
