@@ -172,7 +172,7 @@ class Proxy:
         self._pumps.add(task)
         try:
             answers, server = await self._connect()
-        except OSError:
+        except (OSError, asyncio.CancelledError):  # no server is there, or the proxy ends
             writer.transport.abort()
             self._pumps.discard(task)
             return
